@@ -1,0 +1,200 @@
+"""The recipe of a dataset, and the index that a built dataset carries: pydantic models of both."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from builder.artifacts import Model, canonical_json, read_toml, sha256_of
+from builder.errors import BuilderError
+
+RECIPES = Path(__file__).parent / "recipes"
+MAX_SAMPLES = 10**9  # keys have nine digits
+
+Codec = Literal["webp", "png", "jpeg"]
+SUFFIX: dict[str, str] = {"webp": "webp", "png": "png", "jpeg": "jpg"}
+
+Unit = Annotated[float, Field(ge=0, le=1)]
+Signed = Annotated[float, Field(ge=-1, le=1)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Interval(Model):
+    """A uniform draw between `low` and `high`, both within [-1, 1]."""
+
+    low: Signed
+    high: Signed
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(f"low ({self.low}) must not exceed high ({self.high})")
+        return self
+
+
+class LogUniform(Model):
+    """sigma log-uniform in [low, high]: every size of defect equally likely per octave."""
+
+    kind: Literal["log_uniform"]
+    low: float = Field(ge=0.002, le=10)
+    high: float = Field(ge=0.002, le=10)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(f"low ({self.low}) must not exceed high ({self.high})")
+        return self
+
+
+class SoftplusNormal(Model):
+    """sigma = softplus(n) + offset with n ~ N(0, 1): the draw of the authors' earlier generator."""
+
+    kind: Literal["softplus_normal"]
+    offset: float = Field(default=0.01, ge=0.002, le=10)
+
+
+class Prior(Model):
+    """How theta is drawn. Coordinates and pixel values live in [-1, 1]; see prior.py."""
+
+    color: Interval = Interval(low=-1, high=1)
+    mean: Interval = Interval(low=-1, high=1)
+    sigma: Annotated[LogUniform | SoftplusNormal, Field(discriminator="kind")]
+    max_abs_rho: float = Field(default=0.99, ge=0, le=0.999)
+    scale: Interval = Interval(low=0, high=1)
+
+    @model_validator(mode="after")
+    def _scale_is_a_share(self) -> Self:
+        if self.scale.low < 0:
+            raise ValueError("prior.scale must lie within [0, 1]")
+        return self
+
+
+class Recipe(Model):
+    """What determines a dataset, together with the normal photographs.
+
+    `size_px` is the edge of the square images; sample i depends on `seed`, `prior`, `components`,
+    `channels` and i alone, never on `samples` or `samples_per_shard`.
+    """
+
+    format: Literal["semiformula-recipe"]
+    format_version: Literal[1]
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    samples: int = Field(ge=1, le=MAX_SAMPLES)
+    samples_per_shard: int = Field(default=1000, ge=1, le=1_000_000)
+    size_px: int = Field(default=224, ge=16, le=4096)
+    channels: Literal[1, 3] = 3
+    components: int = Field(default=30, ge=1, le=1000)
+    codec: Codec = "webp"
+    prior: Prior
+
+    @property
+    def theta_length(self) -> int:
+        """K(C+6)+1: 271 for 30 components on RGB (equation 1)."""
+        return self.components * (self.channels + 6) + 1
+
+    @property
+    def shard_count(self) -> int:
+        """How many data shards the samples fill; the last may be shorter."""
+        return -(-self.samples // self.samples_per_shard)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the canonical JSON: two recipes agree when and only when this does."""
+        return sha256_of(canonical_json(self))
+
+
+def load_recipe(name_or_path: str) -> Recipe:
+    """A recipe by the name of a shipped one (`paper`, `fine`, `demo`) or the path of a TOML file."""
+    shipped = {path.stem: path for path in sorted(RECIPES.glob("*.toml"))}
+    path = shipped.get(name_or_path, Path(name_or_path))
+    if not path.is_file():
+        raise BuilderError(
+            f"recipe {name_or_path!r}: neither a shipped recipe ({', '.join(shipped)}) nor a file"
+        )
+    return read_toml(Recipe, path)
+
+
+class ShardRecord(Model):
+    """One tar: its path below the dataset folder, how many samples, how many bytes, its hash."""
+
+    name: str = Field(pattern=r"^(data/train|normals/normals)-\d{5,7}-of-\d{5,7}\.tar$")
+    samples: int = Field(ge=1)
+    bytes: int = Field(ge=1)
+    sha256: Sha256
+
+
+class ImageFormat(Model):
+    """The images of both kinds of shard: square, 8 bit; `suffix` is the data shards' alone."""
+
+    size_px: int = Field(ge=1)
+    channels: Literal[1, 3]
+    codec: Codec
+    suffix: Literal["webp", "png", "jpg"]
+    lossless: bool
+
+
+class ThetaFormat(Model):
+    """The parameter vector: K components of C+6 values, then the scale."""
+
+    components: int = Field(ge=1)
+    channels: Literal[1, 3]
+    length: int = Field(ge=1)
+
+
+class CategoryCount(Model):
+    """What a source gave for one category: files found, kept, and rejected by reason."""
+
+    category: str
+    found: int = Field(ge=0)
+    kept: int = Field(ge=0)
+    expected: int | None = Field(default=None, ge=0)
+    rejected: dict[str, int] = Field(default_factory=dict)
+
+
+class SourceReport(Model):
+    """Where the normal images come from, and under which licence."""
+
+    name: str
+    licence: str
+    citation: str = ""
+    homepage: str = ""
+    incomplete: bool = False
+    faults: list[str] = Field(default_factory=list)
+    categories: list[CategoryCount]
+
+
+class Normals(Model):
+    """The normal images: count, provenance, and their shards."""
+
+    count: int = Field(ge=1)
+    suffix: Literal["webp"] = "webp"
+    source: SourceReport
+    shards: list[ShardRecord]
+
+
+class Dataset(Model):
+    """`dataset.json`: the index, written last. Readers trust nothing that it does not name."""
+
+    format: Literal["semiformula-shards"]
+    format_version: Literal[1]
+    builder_version: str
+    recipe: Recipe
+    recipe_sha256: Sha256
+    content_sha256: Sha256
+    samples: int = Field(ge=1)
+    image: ImageFormat
+    theta: ThetaFormat
+    normals: Normals
+    shards: list[ShardRecord]
+
+
+def content_sha256(shards: list[ShardRecord]) -> str:
+    """The dataset's hash: SHA-256 of the lines `sha256  name` of the given shards, in order."""
+    digest = hashlib.sha256()
+    for shard in shards:
+        digest.update(f"{shard.sha256}  {shard.name}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,8 @@
+"""Command line of the evaluator."""
+
+import click
+
+
+@click.group()
+def main() -> None:
+    """Evaluator."""

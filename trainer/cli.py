@@ -1,0 +1,8 @@
+"""Command line of the trainer."""
+
+import click
+
+
+@click.group()
+def main() -> None:
+    """Trainer."""
