@@ -1,4 +1,4 @@
-"""Builds pseudo-defect datasets: normal photographs in, WebDataset shards with known parameters out."""
+"""Builds pseudo-defect datasets: normal photographs in, shards with parameters out."""
 
 from builder.errors import BuilderError
 

@@ -1,4 +1,4 @@
-"""Reads and writes JSON artifacts and TOML recipes: checked on the way in, atomic on the way out."""
+"""JSON artifacts and TOML recipes: checked on the way in, atomic on the way out."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ class Recipe(Model):
 
 
 def load_recipe(name_or_path: str) -> Recipe:
-    """A recipe by the name of a shipped one (`paper`, `fine`, `demo`) or the path of a TOML file."""
+    """A shipped recipe by name (`paper`, `fine`, `demo`), or the one in a TOML file."""
     shipped = {path.stem: path for path in sorted(RECIPES.glob("*.toml"))}
     path = shipped.get(name_or_path, Path(name_or_path))
     if not path.is_file():

@@ -1,0 +1,351 @@
+"""Plan, work, finish: from a recipe and photographs to a verified dataset folder."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from builder import __version__
+from builder.artifacts import Model, read_json, sha256_of, write_json
+from builder.errors import BuilderError
+from builder.images import Prepared, decode_pixels, encode_pixels, prepare_normal
+from builder.recipe import (
+    SUFFIX,
+    Dataset,
+    ImageFormat,
+    Normals,
+    Recipe,
+    Sha256,
+    ShardRecord,
+    SourceReport,
+    ThetaFormat,
+    content_sha256,
+)
+from builder.shards import (
+    Sample,
+    committed,
+    json_bytes,
+    npy_bytes,
+    shard_name,
+    write_shard,
+)
+from builder.sources import Source, count_kept
+
+BATCH = 16  # samples rendered at a time: bounds a worker's memory
+NORMALS_PER_SHARD = 5000
+MAX_FAULTS_SHOWN = 5
+
+T = TypeVar("T")
+
+
+class Plan(Model):
+    """`plan.json`: what a folder will hold. Another recipe or other photographs are refused."""
+
+    format: Literal["semiformula-plan"]
+    format_version: Literal[1]
+    recipe: Recipe
+    recipe_sha256: Sha256
+    photographs_sha256: Sha256
+    licence: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a build did; `built` + `kept` shards make up the dataset."""
+
+    samples: int
+    built: int
+    kept: int
+    bytes: int
+    seconds: float
+    built_samples: int
+    content_sha256: str
+    source: SourceReport
+
+
+def build(
+    recipe: Recipe, source: Source, out: Path, *, jobs: int, allow_incomplete: bool = False
+) -> Summary:
+    """Build the dataset in `out`, or what is missing of it; the bytes do not depend on `jobs`.
+
+    Raises BuilderError for faults in the source unless `allow_incomplete`, for a folder that
+    belongs to another recipe or other photographs, and for a worker that was killed.
+    """
+    start = time.perf_counter()
+    _refuse_foreign(out, recipe)
+    with _workers(jobs) as pool:
+        prepared, report = _prepare(pool, recipe, source, allow_incomplete)
+        plan = Plan(
+            format="semiformula-plan",
+            format_version=1,
+            recipe=recipe,
+            recipe_sha256=recipe.sha256,
+            photographs_sha256=sha256_of("".join(one.sha256 for _, one in prepared).encode()),
+            licence=report.licence,
+        )
+        _adopt(plan, out)
+        categories = [source.photographs[i].category for i, _ in prepared]
+        normals = _write_normals(out, source, report, prepared)
+        table = _write_table(out, [one.webp for _, one in prepared], recipe)
+        del prepared
+        work = partial(_train_shard, out, recipe, table, categories)
+        names = [shard_name("train", i, recipe.shard_count) for i in range(recipe.shard_count)]
+        records, built = _run_shards(pool, work, names, recipe)
+    table.unlink()
+    (out / "work").rmdir()
+    _write_index(out, recipe, normals, records)
+    return Summary(
+        samples=sum(record.samples for record in records),
+        built=len(built),
+        kept=len(records) - len(built),
+        bytes=sum(record.bytes for record in [*normals.shards, *records]),
+        seconds=time.perf_counter() - start,
+        built_samples=sum(record.samples for record in built),
+        content_sha256=content_sha256([*normals.shards, *records]),
+        source=report,
+    )
+
+
+def usable_cores() -> int:
+    """The cores that this process may run on (Slurm and containers restrict them)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _workers(jobs: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_start_worker)
+
+
+def _start_worker() -> None:
+    # One thread a process: the processes fill the cores. Set before numba is imported.
+    os.environ["NUMBA_NUM_THREADS"] = "1"
+    # Ctrl-C is the parent's to answer: shards in work are finished and committed.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # A worker whose parent was killed would wait for work for ever.
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _results(
+    pool: ProcessPoolExecutor, tasks: Sequence[Callable[[], T]]
+) -> Iterator[tuple[int, T]]:
+    """Run the tasks in the pool and yield (number, result) as they finish."""
+    futures: dict[Future[T], int] = {pool.submit(task): i for i, task in enumerate(tasks)}
+    try:
+        for future in as_completed(futures):
+            yield futures.pop(future), future.result()
+    except BrokenProcessPool:
+        raise BuilderError(
+            "a worker process was killed (out of memory?); what is committed is kept: "
+            "run the same command again, with fewer --jobs if memory was short"
+        ) from None
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def _prepare(
+    pool: ProcessPoolExecutor, recipe: Recipe, source: Source, allow_incomplete: bool
+) -> tuple[list[tuple[int, Prepared]], SourceReport]:
+    """Read and resize every photograph; keep those that read, in order, and report the rest."""
+    photographs = source.photographs
+    tasks = [partial(prepare_normal, p.path, recipe.size_px, recipe.channels) for p in photographs]
+    prepared: dict[int, Prepared] = {}
+    with tqdm(total=len(tasks), desc="normals", unit="img", disable=None) as bar:
+        for i, one in _results(pool, tasks):
+            prepared[i] = one
+            bar.update()
+    kept = [(i, prepared[i]) for i in range(len(tasks)) if not prepared[i].fault]
+    rejected = [(p, prepared[i].fault) for i, p in enumerate(photographs) if prepared[i].fault]
+    report = count_kept(source.report, rejected)
+    if report.faults and not allow_incomplete:
+        shown = "; ".join(report.faults[:MAX_FAULTS_SHOWN])
+        more = len(report.faults) - MAX_FAULTS_SHOWN
+        raise BuilderError(
+            f"source {report.name}: {shown}{f'; and {more} more' if more > 0 else ''}; "
+            "mend it, or go on without with --allow-incomplete"
+        )
+    if not kept:
+        raise BuilderError(f"source {report.name}: no photograph could be read")
+    return kept, report
+
+
+def _refuse_foreign(out: Path, recipe: Recipe) -> None:
+    """Stop before any work when `out` belongs to something else."""
+    path = out / "plan.json"
+    if path.exists():
+        found = read_json(Plan, path)
+        if found.recipe_sha256 != recipe.sha256:
+            old, new = found.recipe.model_dump(), recipe.model_dump()
+            key = next(key for key in new if old[key] != new[key])
+            raise BuilderError(
+                f"{out}: holds another dataset (recipe {found.recipe.name!r}: {key} = {old[key]}, "
+                f"asked for {new[key]}); choose another --out or remove the folder"
+            )
+    elif out.is_dir() and any(out.iterdir()):
+        raise BuilderError(f"{out}: not empty and not a dataset folder; choose another --out")
+    elif out.exists() and not out.is_dir():
+        raise BuilderError(f"{out}: is a file; --out takes a folder")
+
+
+def _adopt(plan: Plan, out: Path) -> None:
+    """Make `out` this plan's folder; clear what a killed run left half-written."""
+    path = out / "plan.json"
+    if path.exists():
+        found = read_json(Plan, path)
+        if found != plan:
+            what = "licence" if found.licence != plan.licence else "photographs"
+            raise BuilderError(
+                f"{out}: was begun with other {what}; give the same --normals and options, "
+                "choose another --out, or remove the folder"
+            )
+    for folder in ("data", "normals", "records", "."):
+        for leftover in (out / folder).glob(".*.tmp-*"):
+            leftover.unlink(missing_ok=True)
+    write_json(path, plan)
+
+
+def _write_normals(
+    out: Path, source: Source, report: SourceReport, prepared: list[tuple[int, Prepared]]
+) -> Normals:
+    count = -(-len(prepared) // NORMALS_PER_SHARD)
+    records = []
+    for shard in range(count):
+        name = shard_name("normals", shard, count)
+        start = shard * NORMALS_PER_SHARD
+        part = prepared[start : start + NORMALS_PER_SHARD]
+        samples = (
+            _normal_sample(source, report, start + j, i, one) for j, (i, one) in enumerate(part)
+        )
+        records.append(committed(out, name) or write_shard(out, name, samples))
+    return Normals(count=len(prepared), source=report, shards=records)
+
+
+def _normal_sample(
+    source: Source, report: SourceReport, index: int, photograph: int, one: Prepared
+) -> Sample:
+    fields: dict[str, object] = {
+        "index": index,
+        "category": source.photographs[photograph].category,
+        "path": source.photographs[photograph].name,
+        "sha256": one.sha256,
+        "licence": report.licence,
+    }
+    return Sample(f"{index:09d}", [("webp", one.webp), ("json", json_bytes(fields))])
+
+
+def _write_table(out: Path, images: list[bytes], recipe: Recipe) -> Path:
+    """Write the normals' pixels as one array that all workers map: one copy in memory for all."""
+    path = out / "work" / "normals.npy"
+    path.parent.mkdir(exist_ok=True)
+    shape = (len(images), recipe.size_px, recipe.size_px, recipe.channels)
+    table = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    for i, image in enumerate(images):
+        table[i] = decode_pixels(image, recipe.channels)
+    table.flush()
+    return path
+
+
+def _run_shards(
+    pool: ProcessPoolExecutor,
+    work: Callable[[int, str], tuple[bool, ShardRecord]],
+    names: list[str],
+    recipe: Recipe,
+) -> tuple[list[ShardRecord], list[ShardRecord]]:
+    """Build what is missing; return all records in order, and those built now."""
+    records: dict[int, ShardRecord] = {}
+    built: list[ShardRecord] = []
+    tasks = [partial(work, i, name) for i, name in enumerate(names)]
+    with tqdm(total=recipe.samples, desc="samples", unit="img", disable=None) as bar:
+        for i, (new, record) in _results(pool, tasks):
+            records[i] = record
+            if new:
+                built.append(record)
+            bar.update(record.samples)
+    return [records[i] for i in range(len(names))], built
+
+
+def _train_shard(
+    out: Path, recipe: Recipe, table: Path, categories: list[str], index: int, name: str
+) -> tuple[bool, ShardRecord]:
+    """In a worker: the shard's record, and whether it had to be built."""
+    record = committed(out, name)
+    if record is not None:
+        return False, record
+    normals = np.load(table, mmap_mode="r")
+    start = index * recipe.samples_per_shard
+    stop = min(recipe.samples, start + recipe.samples_per_shard)
+    try:
+        return True, write_shard(out, name, _samples(recipe, normals, categories, start, stop))
+    except OSError as error:
+        raise BuilderError(f"{out / name}: cannot be written ({error.strerror})") from None
+
+
+def _samples(
+    recipe: Recipe, normals: npt.NDArray[np.uint8], categories: list[str], start: int, stop: int
+) -> Iterator[Sample]:
+    from builder.prior import draw
+    from builder.render import render
+
+    suffix = SUFFIX[recipe.codec]
+    for low in range(start, stop, BATCH):
+        high = min(stop, low + BATCH)
+        normal_index, theta = draw(recipe, low, high, len(normals))
+        images = render(normals, normal_index, theta)
+        for i in range(high - low):
+            normal = int(normal_index[i])
+            fields: dict[str, object] = {
+                "index": low + i,
+                "normal": f"{normal:09d}",
+                "category": categories[normal],
+            }
+            members = [
+                (suffix, encode_pixels(images[i], recipe.codec)),
+                ("theta.npy", npy_bytes(theta[i])),
+                ("json", json_bytes(fields)),
+            ]
+            yield Sample(f"{low + i:09d}", members)
+
+
+def _write_index(out: Path, recipe: Recipe, normals: Normals, records: list[ShardRecord]) -> None:
+    index = Dataset(
+        format="semiformula-shards",
+        format_version=1,
+        builder_version=__version__,
+        recipe=recipe,
+        recipe_sha256=recipe.sha256,
+        content_sha256=content_sha256([*normals.shards, *records]),
+        samples=sum(record.samples for record in records),
+        image=ImageFormat(
+            size_px=recipe.size_px,
+            channels=recipe.channels,
+            codec=recipe.codec,
+            suffix=SUFFIX[recipe.codec],
+            lossless=recipe.codec != "jpeg",
+        ),
+        theta=ThetaFormat(
+            components=recipe.components, channels=recipe.channels, length=recipe.theta_length
+        ),
+        normals=normals,
+        shards=records,
+    )
+    write_json(out / "dataset.json", index)

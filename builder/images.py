@@ -1,0 +1,84 @@
+"""Photographs in, encoded 8-bit images out, and back: every use of Pillow for pixels."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from builder.artifacts import sha256_of
+
+MAX_FILE_BYTES = 2**30
+
+
+class Prepared(NamedTuple):
+    """A photograph made ready: its file's hash and the lossless WebP of its pixels, or a fault."""
+
+    sha256: str
+    webp: bytes
+    fault: str
+
+
+def prepare_normal(path: Path, size_px: int, channels: int) -> Prepared:
+    """Read, turn upright, convert to grey or RGB, and resize (Lanczos, aspect not kept)."""
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            return _rejected("larger than 1 GiB")
+        data = path.read_bytes()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data)) as opened:
+                image = _to_8_bit(ImageOps.exif_transpose(opened), "L" if channels == 1 else "RGB")
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        return _rejected("too many pixels")
+    except UnidentifiedImageError:
+        return _rejected("not an image")
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        return _rejected(f"unreadable ({error})".replace("\n", " "))
+    image = image.resize((size_px, size_px), Image.Resampling.LANCZOS)
+    return Prepared(sha256_of(data), encode(image, "webp"), "")
+
+
+def _rejected(fault: str) -> Prepared:
+    return Prepared("", b"", fault)
+
+
+def _to_8_bit(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode.startswith("I;16"):  # Pillow's own conversion would clip at 255
+        grey = np.asarray(image, np.uint16)
+        image = Image.fromarray(((grey.astype(np.uint32) + 128) // 257).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError(f"pixels of 32 bit (mode {image.mode}) have no known range")
+    return image.convert(mode)
+
+
+# What each codec is told. WebP method 0, quality 0 means lossless with the least effort.
+_ENCODER: dict[str, dict[str, Any]] = {
+    "webp": {"format": "WEBP", "lossless": True, "method": 0, "quality": 0},
+    "png": {"format": "PNG", "compress_level": 1},
+    "jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0},
+}
+
+
+def encode(image: Image.Image, codec: str) -> bytes:
+    """The bytes of an 8-bit grey or RGB image in the given codec."""
+    file = io.BytesIO()
+    image.save(file, **_ENCODER[codec])
+    return file.getvalue()
+
+
+def encode_pixels(pixels: npt.NDArray[np.uint8], codec: str) -> bytes:
+    """The bytes of uint8 [H, W, C], C 1 or 3, in the given codec."""
+    return encode(Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels), codec)
+
+
+def decode_pixels(data: bytes, channels: int) -> npt.NDArray[np.uint8]:
+    """The uint8 [H, W, C] of one of our own images; with one channel, a WebP's first plane."""
+    with Image.open(io.BytesIO(data)) as image:
+        pixels = np.asarray(image)
+    return pixels[..., None] if pixels.ndim == 2 else pixels[..., :channels]
