@@ -62,7 +62,7 @@ def scratch(product: str, surface: Surface, rng: np.random.Generator) -> Changed
     middle = _spot(rng, surface, 6.0)
     length = float(np.exp(rng.uniform(np.log(34), np.log(150))))
     width = rng.uniform(0.75, 1.9) * max(1.0, 0.8 * pixel)
-    strength = rng.uniform(0.35, 1.0)
+    strength = rng.uniform(0.45, 1.0)
     path = _curve(rng, middle, length)
     lines = [path]
     if rng.random() < 0.35:  # the same grit often leaves a second, shorter line
@@ -79,9 +79,9 @@ def scratch(product: str, surface: Surface, rng: np.random.Generator) -> Changed
         cover = np.maximum(cover, inside(np.abs(distance) - 1.35 * half - 0.55, pixel))
     on_part = inside(surface.edge + 0.5, pixel)
     groove, burr, cover = groove * on_part, burr * on_part, cover * on_part
-    deepness = strength * {"metal": 0.75, "wood": 0.95, "tile": 0.8}[product]
-    bare = {"metal": colour(225, 226, 228), "wood": colour(108, 76, 48), "tile": colour(238, 236, 232)}
-    share = np.clip(groove * strength * {"metal": 0.5, "wood": 0.6, "tile": 0.75}[product], 0, 0.85)
+    deepness = strength * {"metal": 0.85, "wood": 1.2, "tile": 1.0}[product]
+    bare = {"metal": colour(225, 226, 228), "wood": colour(108, 76, 48), "tile": colour(246, 245, 242)}
+    share = np.clip(groove * strength * {"metal": 0.6, "wood": 0.75, "tile": 1.0}[product], 0, 0.85)
     dull = 1 - 0.75 * np.clip(groove * strength, 0, 1)
     return replace(
         surface,
@@ -133,7 +133,7 @@ def chip(product: str, surface: Surface, rng: np.random.Generator) -> Changed:
     reach = np.maximum(outline, surface.edge + 1.0)
     cover = inside(reach, pixel)
     relief = _fracture(rng, x - centre[0], y - centre[1], radius, ragged)
-    depth = smoothstep(0.0, -0.55 * radius, reach) * (2.2 + 0.10 * radius) + cover * relief
+    depth = smoothstep(0.0, -0.55 * radius, reach) * (2.8 + 0.12 * radius) + cover * relief
     shadow = cover * inside(-_moved(reach, size_px, 2.6), 3.0)
     crumbs = np.exp(0.10 * ragged)[..., None]
     return replace(
@@ -174,7 +174,7 @@ def _broken_edge(surface: Surface, outline: Array, ragged: Array) -> Changed:
         albedo=mix(mix(surface.albedo, surface.core, gone), granular, 0.8 * rim),
         height=surface.height * (1 - gone) - rim * (0.9 + 0.25 * ragged),
         gloss=surface.gloss * (1 - gone) * (1 - 0.75 * rim),
-        light=surface.light * (1 - gone * (0.25 + 0.55 * facing)),
+        light=surface.light * (1 - gone * (0.15 + 0.45 * facing)),
     ), np.maximum(gone, rim)
 
 
@@ -186,10 +186,10 @@ def stain(product: str, surface: Surface, rng: np.random.Generator) -> Changed:
     radius = float(np.exp(rng.uniform(np.log(9), np.log(34))))
     centre = _spot(rng, surface, 3.0, 96.0)
     shape = smooth_noise(rng, size_px, 1.6 * radius)
-    ripple = fractal_noise(rng, size_px, 0.7 * radius, 1.7)
+    ripple = fractal_noise(rng, size_px, 0.7 * radius, 2.3)
     stretch = rng.uniform(0.75, 1.3)
     distance = np.hypot((x - centre[0]) * stretch, (y - centre[1]) / stretch)
-    outline = distance - radius * (1 + 0.27 * shape + 0.09 * ripple)
+    outline = distance - radius * (1 + 0.25 * shape + 0.07 * ripple)
     for _ in range(int(rng.integers(0, 4))):  # droplets beside the pool
         turn, away = rng.uniform(0, 2 * np.pi), radius * rng.uniform(1.15, 1.9)
         drop = (centre[0] + away * np.cos(turn), centre[1] + away * np.sin(turn))

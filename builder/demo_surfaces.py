@@ -157,7 +157,7 @@ def metal(rng: np.random.Generator, size_px: int, missing: int | None = None) ->
         spread=(0.085, 0.62),
         light=light.astype(np.float32),
         film=np.ones((size_px, size_px, 3), dtype=np.float32),
-        core=belt * 0.45,
+        core=belt * 0.8,
         edge=edge,
         angle=angle,
         parts=parts,
@@ -303,8 +303,8 @@ def _empty_hole(
 
 TILE_HALF = (116.0, 116.0)
 PALETTE = (
-    (222, 219, 212), (206, 200, 190), (232, 229, 224), (172, 169, 164), (146, 145, 143),
-    (112, 112, 113), (198, 184, 164), (182, 164, 142), (214, 209, 199), (160, 164, 161),
+    (212, 209, 202), (202, 197, 188), (220, 217, 211), (186, 183, 178), (168, 167, 164),
+    (146, 145, 145), (200, 190, 174), (192, 178, 158), (208, 203, 194), (178, 181, 178),
 )  # fmt: skip
 
 
@@ -321,7 +321,7 @@ def _stones(
     )
     shades = np.array([colour(*entry) for entry in PALETTE], dtype=np.float32)
     base = shades[rng.integers(0, len(PALETTE), count)]
-    base = base * np.exp(0.09 * rng.standard_normal((count, 1))).astype(np.float32)
+    base = base * np.exp(0.06 * rng.standard_normal((count, 1))).astype(np.float32)
     vein = fractal_noise(rng, size_px, 18.0, 1.3)
     turn = rng.uniform(0.6, 1.6, count).astype(np.float32)[number]
     stone = base[number] * np.exp(0.12 * vein * turn)[..., None]
@@ -337,7 +337,7 @@ def tile(rng: np.random.Generator, size_px: int, missing: int | None = None) -> 
     warm = 4 * rng.standard_normal()
     sand = fractal_noise(rng, size_px, 3.0, 0.5)
     cloud = fractal_noise(rng, size_px, 80.0, 1.8)
-    cement = colour(190 + warm, 186 + 0.8 * warm, 176)
+    cement = colour(198 + warm, 194 + 0.8 * warm, 185)
     cement = cement * np.exp(0.07 * sand + 0.04 * cloud)[..., None]
     albedo = cement
     turned = float(rng.uniform(0, np.pi / 2))
@@ -345,7 +345,7 @@ def tile(rng: np.random.Generator, size_px: int, missing: int | None = None) -> 
     rim = plain(size_px, 0.0)
     parts: list[Array] = []
     field = box_distance(x, y, TILE_HALF, 2.5)
-    for pitch, presence in ((4.0, 0.7), (8.0, 0.6), (19.0, 0.62)):
+    for pitch, presence in ((4.5, 0.62), (8.5, 0.5), (18.0, 0.5)):
         place = rng.uniform(0, pitch, 2).astype(np.float32)
         distance, stone, number = _stones(
             rng, u + place[0], v + place[1], size_px, pitch, presence
@@ -379,7 +379,7 @@ def tile(rng: np.random.Generator, size_px: int, missing: int | None = None) -> 
         spread=(0.26, 0.26),
         light=np.asarray(light, dtype=np.float32),
         film=np.ones((size_px, size_px, 3), dtype=np.float32),
-        core=colour(176, 170, 160) * np.exp(0.10 * sand + 0.05 * cloud)[..., None],
+        core=colour(166, 156, 142) * np.exp(0.10 * sand + 0.05 * cloud)[..., None],
         edge=field,
         angle=angle,
         parts=parts,

@@ -123,7 +123,7 @@ def _heights(theta: npt.NDArray[np.float32], channels: int) -> npt.NDArray[np.fl
 
 
 def _ellipse(component: npt.NDArray[np.float32], size_px: int) -> list[tuple[float, float]]:
-    """The points at Mahalanobis distance 1 of (mu_x, mu_y, sigma_x, sigma_y, rho, pi), in pixels."""
+    """Points at Mahalanobis distance 1 of (mu_x, mu_y, sigma_x, sigma_y, rho, pi), in pixels."""
     mu_x, mu_y, sigma_x, sigma_y, rho = component[:5].astype(float)
     turn = np.linspace(0, 2 * np.pi, 49)
     x = mu_x + sigma_x * np.cos(turn)
