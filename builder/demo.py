@@ -1,85 +1,256 @@
-"""The project's own inspection set: procedural photographs of three products, with defects.
+"""Writes the project's own inspection set: procedural photographs of three products, with defects.
 
-Every image is a function of (seed, product, split, kind, index) alone: asking for more images
-leaves the others as they are. Clean and defective photograph of a part share every draw, so a
-mask marks exactly the pixels that the defect changed.
+Layout (that of MVTec AD): PRODUCT/train/good, PRODUCT/test/good, PRODUCT/test/DEFECT,
+PRODUCT/ground_truth/DEFECT, and demo.json, written last, which says that the set is complete.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import io
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
+from PIL import Image
+from pydantic import Field
+from tqdm import tqdm
 
-from builder.demo_camera import Surface, draw_camera, draw_lamp, develop, expose, shade
-from builder.demo_defects import DEFECTS, KINDS, missing_part
-from builder.demo_noise import Array, blur, stream, smoothstep
-from builder.demo_surfaces import PRODUCTS
+from builder.artifacts import Model, atomic_file, read_json, sha256_of, sha256_of_file, write_json
+from builder.demo_defects import KINDS
+from builder.demo_render import PRODUCTS, render_defect, render_normal
+from builder.errors import BuilderError
 
-VISIBLE_LEVELS = 4.0  # a change of fewer grey levels in every channel counts as invisible
-COVER_MIN = 0.12
+RECORD = "demo.json"
+PNG_LEVEL = 3  # fixed, so that a rerun writes the same bytes
+LICENSE = """\
+The pictures and masks in this folder were drawn by a program from random numbers.
+They are dedicated to the public domain under CC0 1.0 Universal:
+https://creativecommons.org/publicdomain/zero/1.0/
+"""
+README = """\
+Inspection set drawn by `builder demo-data` of semiformula: no photographs, licence CC0 1.0.
+Layout of MVTec AD; masks (0 or 255) in PRODUCT/ground_truth/KIND/NNN_mask.png.
+demo.json holds the seed, the counts and the digest of all files; it is written last.
+"""
+
+Count = Annotated[int, Field(ge=0, le=10_000)]
 
 
-def render_normal(
-    product: str, split: str, index: int, *, size_px: int, seed: int, kind: str = "good"
-) -> NDArray[np.uint8]:
-    """The photograph (size_px, size_px, 3) uint8 of a part without defect.
+class DemoRecord(Model):
+    """demo.json: what the set is; `sha256` is that of the lines `DIGEST  PATH` sorted by path."""
 
-    With `kind` a defect, it is the part of that defective image before it was damaged.
+    format: Literal["semiformula-demo-data"] = "semiformula-demo-data"
+    format_version: Literal[1] = 1
+    licence: str = "CC0-1.0"
+    seed: Annotated[int, Field(ge=0)]
+    size_px: Annotated[int, Field(ge=48, le=1024)]
+    products: tuple[str, ...]
+    kinds: tuple[str, ...]
+    train: Annotated[int, Field(ge=1, le=10_000)]
+    good: Count
+    per_defect: Count
+    files: int
+    bytes: int
+    sha256: str
+
+
+class DemoSummary(NamedTuple):
+    """What `make_demo_data` did; `written` is 0 when the set was there already."""
+
+    record: DemoRecord
+    images: int
+    masks: int
+    written: int
+    seconds: float
+
+
+class Task(NamedTuple):
+    """One picture to draw, and with a defect its mask."""
+
+    out: Path
+    product: str
+    split: str
+    kind: str
+    number: int
+    size_px: int
+    seed: int
+
+
+def make_demo_data(
+    out: Path,
+    *,
+    train: int = 60,
+    good: int = 15,
+    per_defect: int = 8,
+    size_px: int = 256,
+    seed: int = 0,
+    jobs: int | None = None,
+    products: Sequence[str] = ("metal", "tile", "wood"),
+) -> DemoSummary:
+    """Write the demo set into the folder `out`, or find that it is there already.
+
+    Per product `train` and `good` pictures without defect for training and test, and `per_defect`
+    of each of the four kinds of defect with masks; RGB PNG of `size_px`. An interrupted call is
+    finished by the same call. Raises BuilderError for parameters out of range, and for a folder
+    that holds anything else.
     """
-    key = (seed, product, split, kind, index)
-    surface = PRODUCTS[product](stream("part", *key), size_px)
-    rng = stream("camera", *key)
-    lamp, camera = draw_lamp(rng), draw_camera(rng, size_px)
-    return develop(expose(shade(surface, lamp), camera), camera)
+    started = time.monotonic()
+    _check(train, good, per_defect, size_px, seed, products)
+    wanted = {
+        "seed": seed, "size_px": size_px, "products": tuple(products), "kinds": KINDS,
+        "train": train, "good": good, "per_defect": per_defect,
+    }  # fmt: skip
+    tasks = [
+        Task(out, product, split, kind, index, size_px, seed)
+        for product in products
+        for split, kind, count in _plan(train, good, per_defect)
+        for index in range(count)
+    ]
+    names = sorted(["LICENSE.txt", "README.md", *(n for task in tasks for n in _names(task))])
+    masks = sum(task.kind != "good" for task in tasks)
+    found = _inspect(out, wanted, names)
+    if found is not None:
+        return DemoSummary(found, len(tasks), masks, 0, time.monotonic() - started)
+    digests, sizes = {}, {}
+    for name, text in (("README.md", README), ("LICENSE.txt", LICENSE)):
+        digests[name], sizes[name] = _write(out / name, text.encode())
+    for name, digest, size in tqdm(
+        _render_all(tasks, jobs), total=len(tasks) + masks, unit="file", disable=None
+    ):
+        digests[name], sizes[name] = digest, size
+    record = DemoRecord(
+        **wanted, files=len(names), bytes=sum(sizes.values()), sha256=_set_digest(digests)
+    )
+    write_json(out / RECORD, record)
+    return DemoSummary(record, len(tasks), masks, len(names), time.monotonic() - started)
 
 
-def render_defect(
-    product: str, kind: str, index: int, *, size_px: int, seed: int
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """A defective photograph (size_px, size_px, 3) and its mask (size_px, size_px), 0 or 255."""
-    key = (seed, product, "test", kind, index)
-    rng = stream("camera", *key)
-    lamp, camera = draw_lamp(rng), draw_camera(rng, size_px)
-    for attempt in range(8):
-        surface, changed, cover = _damage(product, kind, key, attempt, size_px)
-        clean = expose(shade(surface, lamp), camera)
-        grey = expose(shade(changed, lamp), camera)
-        # The lens spreads a defect a little beyond its outline; what is left there is cut off.
-        reach = blur(_grow(cover, 1), camera.blur_px)
-        weight = smoothstep(0.05, 0.5, reach)
-        blended = clean + (grey - clean) * weight[..., None]
-        mask = _visible_part(np.abs(blended - clean).max(axis=2), weight)
-        if mask.mean() >= 4e-4:
+def _check(
+    train: int, good: int, per_defect: int, size_px: int, seed: int, products: Sequence[str]
+) -> None:
+    for name, value, low, high in (
+        ("train", train, 1, 10_000), ("good", good, 0, 10_000),
+        ("per_defect", per_defect, 0, 10_000), ("size_px", size_px, 48, 1024),
+        ("seed", seed, 0, 2**63 - 1),
+    ):  # fmt: skip
+        if not low <= value <= high:
+            raise BuilderError(f"demo data: {name} must lie in [{low}, {high}], found {value}")
+    unknown = [product for product in products if product not in PRODUCTS]
+    if unknown or not products or len(set(products)) != len(products):
+        raise BuilderError(
+            f"demo data: products must be some of {', '.join(PRODUCTS)}, each once; "
+            f"found {', '.join(products) or 'none'}"
+        )
+
+
+def _plan(train: int, good: int, per_defect: int) -> Iterator[tuple[str, str, int]]:
+    yield "train", "good", train
+    yield "test", "good", good
+    for kind in KINDS:
+        yield "test", kind, per_defect
+
+
+def _names(task: Task) -> list[str]:
+    """The files of a task, relative to the folder."""
+    image = f"{task.product}/{task.split}/{task.kind}/{task.number:03d}.png"
+    if task.kind == "good":
+        return [image]
+    return [image, f"{task.product}/ground_truth/{task.kind}/{task.number:03d}_mask.png"]
+
+
+def _inspect(out: Path, wanted: dict[str, object], names: list[str]) -> DemoRecord | None:
+    """Look before writing: the record if the set is complete, None if it is to be written."""
+    if not out.exists():
+        return None
+    if not out.is_dir():
+        raise BuilderError(f"{out}: is a file; name a folder for the demo data")
+    known = {*names, RECORD}
+    present: set[str] = set()
+    surplus: list[str] = []
+    for path in out.rglob("*"):
+        name = path.relative_to(out).as_posix()
+        if path.is_dir() or (path.name.startswith(".") and ".tmp-" in path.name):
+            continue
+        present.add(name)
+        if name not in known:
+            surplus = [name]
             break
-    blended = np.where(mask[..., None], blended, clean).astype(np.float32)
-    return develop(blended, camera), mask.astype(np.uint8) * 255
+    if not present:
+        return None
+    ours = (out / "README.md").is_file() and (out / "README.md").read_bytes() == README.encode()
+    if (out / RECORD).exists():
+        record = read_json(DemoRecord, out / RECORD)
+        for key, value in wanted.items():
+            if getattr(record, key) != value:
+                raise BuilderError(
+                    f"{out}: holds a demo set with {key} {getattr(record, key)!r}, asked for "
+                    f"{value!r}; delete the folder or name another one"
+                )
+    if surplus or not ours:
+        raise BuilderError(
+            f"{out}: holds {(surplus or sorted(present))[0]}, which is not part of the demo set; "
+            "name an empty or new folder"
+        )
+    if present != known:
+        return None
+    digests = {name: sha256_of_file(out / name) for name in names}
+    return record if _set_digest(digests) == record.sha256 else None
 
 
-def _damage(
-    product: str, kind: str, key: tuple[object, ...], attempt: int, size_px: int
-) -> tuple[Surface, Surface, Array]:
-    """A part, the same part damaged, and the damage's coverage."""
-    rng = stream("defect", attempt, *key)
-    if kind == "missing_part":
-        return missing_part(product, lambda: stream("part", *key), size_px, rng)
-    surface = PRODUCTS[product](stream("part", *key), size_px)
-    changed, cover = DEFECTS[kind](product, surface, rng)
-    return surface, changed, cover
+def _set_digest(digests: dict[str, str]) -> str:
+    return sha256_of("".join(f"{digests[name]}  {name}\n" for name in sorted(digests)).encode())
 
 
-def _grow(field: Array, steps: int) -> Array:
-    """Grey dilation with a 3 x 3 square, `steps` times."""
-    for _ in range(steps):
-        for axis in (0, 1):
-            padded = np.pad(field, [(1, 1) if a == axis else (0, 0) for a in (0, 1)], mode="edge")
-            parts = [np.take(padded, np.arange(field.shape[axis]) + k, axis=axis) for k in range(3)]
-            field = np.maximum.reduce(parts)
-    return field
+def _write(path: Path, data: bytes) -> tuple[str, int]:
+    try:
+        with atomic_file(path) as file:
+            file.write(data)
+    except OSError as error:
+        raise BuilderError(f"{path}: cannot be written ({error.strerror})") from None
+    return sha256_of(data), len(data)
 
 
-def _visible_part(change: Array, weight: Array) -> NDArray[np.bool_]:
-    """The covered pixels within 2 px of a visible change: a defect may fade out, a mask may not."""
-    visible = ((change >= VISIBLE_LEVELS) & (weight > COVER_MIN)).astype(np.float32)
-    return (_grow(visible, 2) > 0) & (weight > COVER_MIN)
+def _render_all(tasks: list[Task], jobs: int | None) -> Iterator[tuple[str, str, int]]:
+    """Draw and write every task; name, digest and size of each file as it is done."""
+    jobs = min(jobs or _usable_cores(), max(1, len(tasks) // 8))  # a worker's start costs pictures
+    if jobs == 1:
+        for task in tasks:
+            yield from _draw(task)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        futures = [pool.submit(_draw, task) for task in tasks]
+        try:
+            for future in as_completed(futures):
+                yield from future.result()
+        except BrokenProcessPool:
+            raise BuilderError(
+                "demo data: a worker process died (out of memory?); run the same command again, "
+                "with fewer jobs"
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _usable_cores() -> int:
+    """Cores this process may use; the machine's count is wrong in containers and under Slurm."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _draw(task: Task) -> list[tuple[str, str, int]]:
+    _, product, split, kind, number, size_px, seed = task
+    if kind == "good":
+        pictures = [render_normal(product, split, number, size_px=size_px, seed=seed)]
+    else:
+        pictures = list(render_defect(product, kind, number, size_px=size_px, seed=seed))
+    done = []
+    for name, picture in zip(_names(task), pictures, strict=True):
+        buffer = io.BytesIO()
+        Image.fromarray(picture).save(buffer, "PNG", compress_level=PNG_LEVEL)
+        done.append((name, *_write(task.out / name, buffer.getvalue())))
+    return done

@@ -18,7 +18,6 @@ from builder.demo_camera import Surface
 from builder.demo_noise import (
     REFERENCE_PX,
     Array,
-    box_distance,
     fractal_noise,
     grid,
     inside,
@@ -27,7 +26,7 @@ from builder.demo_noise import (
     smooth_noise,
     smoothstep,
 )
-from builder.demo_surfaces import LIGHT_SIDE, PRODUCTS, colour, mix
+from builder.demo_surfaces import colour, mix, shadow_of
 
 Changed = tuple[Surface, Array]
 
@@ -76,11 +75,15 @@ def scratch(product: str, surface: Surface, rng: np.random.Generator) -> Changed
         depth = np.maximum(1 - (distance / np.maximum(half, 0.2)) ** 2, 0) * half
         groove = np.maximum(groove, depth)
         burr = np.maximum(burr, np.exp(-(((np.abs(distance) - 1.35 * half) / 0.55) ** 2)) * half)
-        cover = np.maximum(cover, inside(np.abs(distance) - 1.35 * half - 0.55, pixel))
+        cover = np.maximum(cover, inside(np.abs(distance) - 1.35 * half - 0.2, pixel))
     on_part = inside(surface.edge + 0.5, pixel)
     groove, burr, cover = groove * on_part, burr * on_part, cover * on_part
     deepness = strength * {"metal": 0.85, "wood": 1.2, "tile": 1.0}[product]
-    bare = {"metal": colour(225, 226, 228), "wood": colour(108, 76, 48), "tile": colour(246, 245, 242)}
+    bare = {
+        "metal": colour(225, 226, 228),
+        "wood": colour(108, 76, 48),
+        "tile": colour(246, 245, 242),
+    }
     share = np.clip(groove * strength * {"metal": 0.6, "wood": 0.75, "tile": 1.0}[product], 0, 0.85)
     dull = 1 - 0.75 * np.clip(groove * strength, 0, 1)
     return replace(
@@ -92,7 +95,11 @@ def scratch(product: str, surface: Surface, rng: np.random.Generator) -> Changed
 
 
 def _shard(
-    rng: np.random.Generator, centre: tuple[float, float], radius: float, stretch: float, turn: float
+    rng: np.random.Generator,
+    centre: tuple[float, float],
+    radius: float,
+    stretch: float,
+    turn: float,
 ) -> NDArray[Any]:
     """Corners of an irregular polygon, longer along `turn` by `stretch`."""
     count = int(rng.integers(6, 10))
@@ -114,7 +121,7 @@ def _rim_spot(rng: np.random.Generator, surface: Surface, inward: float) -> tupl
 
 
 def chip(product: str, surface: Surface, rng: np.random.Generator) -> Changed:
-    """An angular piece broken off: out of the outline of plate and tile, out of the board's face."""
+    """An angular piece broken off: out of a plate's or tile's outline, out of a board's face."""
     size_px = surface.height.shape[0]
     pixel = REFERENCE_PX / size_px
     x, y = grid(size_px)
@@ -123,7 +130,7 @@ def chip(product: str, surface: Surface, rng: np.random.Generator) -> Changed:
         centre, stretch, turn = _spot(rng, surface, 0.0, 100.0), rng.uniform(1.3, 2.4), np.pi / 2
         turn += surface.angle + rng.normal(0, 0.08)
     else:
-        centre = _rim_spot(rng, surface, rng.uniform(-0.35, 0.1) * radius)
+        centre = _rim_spot(rng, surface, rng.uniform(-0.5, -0.1) * radius)
         stretch, turn = rng.uniform(1.0, 1.5), rng.uniform(0, np.pi)
     outline = polygon_distance(x, y, _shard(rng, centre, radius, float(stretch), float(turn)))
     ragged = fractal_noise(rng, size_px, 9.0, 1.2)
@@ -134,7 +141,7 @@ def chip(product: str, surface: Surface, rng: np.random.Generator) -> Changed:
     cover = inside(reach, pixel)
     relief = _fracture(rng, x - centre[0], y - centre[1], radius, ragged)
     depth = smoothstep(0.0, -0.55 * radius, reach) * (2.8 + 0.12 * radius) + cover * relief
-    shadow = cover * inside(-_moved(reach, size_px, 2.6), 3.0)
+    shadow = cover * inside(-shadow_of(reach, size_px, 2.6), 3.0)
     crumbs = np.exp(0.10 * ragged)[..., None]
     return replace(
         surface,
@@ -155,11 +162,6 @@ def _fracture(rng: np.random.Generator, x: Array, y: Array, radius: float, ragge
     return np.maximum.reduce(planes).astype(np.float32) + 0.28 * ragged
 
 
-def _moved(field: Array, size_px: int, reach: float) -> Array:
-    step = reach * size_px / REFERENCE_PX
-    return np.roll(field, (round(-LIGHT_SIDE[1] * step), round(-LIGHT_SIDE[0] * step)), (0, 1))
-
-
 def _broken_edge(surface: Surface, outline: Array, ragged: Array) -> Changed:
     """A piece broken out of the plate: the belt shows, the fracture is a bright granular rim."""
     size_px = surface.height.shape[0]
@@ -167,7 +169,7 @@ def _broken_edge(surface: Surface, outline: Array, ragged: Array) -> Changed:
     on_part = inside(surface.edge, pixel)
     gone = inside(outline, pixel) * on_part
     rim = on_part * smoothstep(3.4, 1.2, outline) * (1 - inside(outline, pixel))
-    facing = inside(-_moved(outline, size_px, 2.2), 3.0)
+    facing = inside(-shadow_of(outline, size_px, 2.2), 3.0)
     granular = colour(150, 150, 152) * np.exp(0.22 * ragged)[..., None]
     return replace(
         surface,
@@ -194,7 +196,9 @@ def stain(product: str, surface: Surface, rng: np.random.Generator) -> Changed:
         turn, away = rng.uniform(0, 2 * np.pi), radius * rng.uniform(1.15, 1.9)
         drop = (centre[0] + away * np.cos(turn), centre[1] + away * np.sin(turn))
         size = radius * rng.uniform(0.08, 0.26) + 1.2
-        outline = np.minimum(outline, np.hypot(x - drop[0], y - drop[1]) - size * (1 + 0.2 * ripple))
+        outline = np.minimum(
+            outline, np.hypot(x - drop[0], y - drop[1]) - size * (1 + 0.2 * ripple)
+        )
     on_part = inside(surface.edge + 1.0, pixel)
     cover = inside(outline, 1.4 * pixel) * on_part
     width = rng.uniform(1.3, 2.6)
@@ -220,15 +224,3 @@ DEFECTS: dict[str, Callable[[str, Surface, np.random.Generator], Changed]] = {
     "stain": stain,
 }
 KINDS = ("chip", "missing_part", "scratch", "stain")
-
-
-def missing_part(
-    product: str, scene: Callable[[], np.random.Generator], size_px: int, rng: np.random.Generator
-) -> tuple[Surface, Surface, Array]:
-    """The same part with and without one of its features: surface, changed surface, coverage.
-
-    `scene` makes the stream that the part is drawn from, anew at every call.
-    """
-    surface = PRODUCTS[product](scene(), size_px)
-    index = int(rng.integers(len(surface.parts)))
-    return surface, PRODUCTS[product](scene(), size_px, index), surface.parts[index]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 REFERENCE_PX = 256.0
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]  # float32 wherever a picture is concerned
 
 
 def stream(*key: object) -> np.random.Generator:
@@ -130,7 +131,7 @@ def path_distance(x: Array, y: Array, path: NDArray[Any]) -> tuple[Array, Array]
     place = np.zeros_like(nearest)
     side = np.ones_like(nearest)
     steps = len(path) - 1
-    for step, (start, end) in enumerate(zip(path[:-1], path[1:], strict=True)):
+    for step, (start, end) in enumerate(pairwise(path)):
         ax, ay = float(start[0]), float(start[1])
         bx, by = float(end[0]) - ax, float(end[1]) - ay
         t = np.clip(((x - ax) * bx + (y - ay) * by) / max(bx * bx + by * by, 1e-9), 0, 1)
