@@ -185,6 +185,24 @@ def _exp_lanes(x, out, offset, power, power_bits):
 
 
 @njit(cache=True)
+def _least_distance(row, height, width):
+    """The least Q of a component over the pixels near its mean; over all rows for a thin one."""
+    step = 2.0 / (width - 1)
+    middle = int(math.floor((row[1] + 1.0) * 0.5 * (height - 1) + 0.5))
+    first, last = middle, middle
+    if row[2] * step * step > 1.0 or row[4] * step * step > 1.0:
+        first, last = 0, height - 1
+    least = math.inf
+    for i in range(first, last + 1):
+        dy = i * 2.0 / (height - 1) - 1.0 - row[1]
+        best = row[0] + row[5] * dy  # where Q is least on this row
+        column = math.floor((best + 1.0) * 0.5 * (width - 1) + 0.5)
+        dx = min(max(column, 0), width - 1) * step - 1.0 - row[0]
+        least = min(least, row[2] * dx * dx + 2.0 * row[3] * dx * dy + row[4] * dy * dy)
+    return least
+
+
+@njit(cache=True)
 def _prepare(theta, channels, height, width, component):
     """Write each visible component's constants; return their number.
 
@@ -213,11 +231,8 @@ def _prepare(theta, channels, height, width, component):
         row[6] = sigma_x * math.sqrt(rest)
         row[7] = log_weight
         row[8] = k
-        # The density at the pixel nearest to the mean bounds the image's maximum from below.
-        dx = math.floor((mu_x + 1.0) * 0.5 * (width - 1) + 0.5) * 2.0 / (width - 1) - 1.0 - mu_x
-        dy = math.floor((mu_y + 1.0) * 0.5 * (height - 1) + 0.5) * 2.0 / (height - 1) - 1.0 - mu_y
-        q = row[2] * dx * dx + 2.0 * row[3] * dx * dy + row[4] * dy * dy
-        bound = max(bound, log_weight - 0.5 * q)
+        # The largest density of one component on the grid bounds the image's from below.
+        bound = max(bound, log_weight - 0.5 * _least_distance(row, height, width))
         count += 1
     for j in range(count):
         component[j, 7] -= bound

@@ -52,7 +52,9 @@ def parse_model(model: type[ModelT], data: object, where: str) -> ModelT:
 
 
 def _first_fault(model: type[BaseModel], error: ValidationError) -> str:
-    fault = error.errors(include_url=False)[0]
+    faults = error.errors(include_url=False)
+    # A misspelt key is also a missing one: name what was written first.
+    fault = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
     path = [str(part) for part in fault["loc"]]
     if fault["type"] == "extra_forbidden":
         known = _keys_at(model.model_json_schema(), fault["loc"][:-1])

@@ -106,7 +106,7 @@ def draw_camera(rng: np.random.Generator, size_px: int) -> Camera:
     return Camera(
         exposure=float(np.exp(0.045 * rng.standard_normal())),
         balance=np.array([1 + warmth, 1.0, 1 - 1.3 * warmth], dtype=np.float32),
-        blur_px=rng.uniform(0.5, 0.72) * max(size_px / REFERENCE_PX, 0.6),
+        blur_px=rng.uniform(0.42, 0.62) * max(size_px / REFERENCE_PX, 0.6),
         vignette=rng.uniform(0.08, 0.16),
         noise=noise,
         mottle=smooth_noise(rng, size_px, 70.0),

@@ -160,34 +160,30 @@ def polygon_distance(x: Array, y: Array, corners: NDArray[Any]) -> Array:
 
 def cells(
     rng: np.random.Generator, x: Array, y: Array, pitch: float, jitter: float = 0.46
-) -> tuple[NDArray[np.int64], Array]:
-    """Voronoi cells of a jittered lattice: cell number and distance to the cell's border.
+) -> tuple[NDArray[np.int64], Array, int]:
+    """Voronoi cells of a jittered lattice: cell number, distance to the border, count of cells.
 
     The distance is that to the bisector with the second nearest seed.
     """
-    reach = int(REFERENCE_PX / pitch) + 8  # the lattice covers the image and a margin
-    offset = (rng.random((reach, reach, 2), dtype=np.float32) - 0.5) * (2 * jitter)
-    column = np.floor(x / pitch).astype(np.int64) + reach // 2
-    row = np.floor(y / pitch).astype(np.int64) + reach // 2
-    first = np.full(column.shape, np.inf, dtype=np.float32)
-    second = first.copy()
-    number = np.zeros(column.shape, dtype=np.int64)
-    seeds = np.zeros((2, 2, *column.shape), dtype=np.float32)  # nearest, second; x, y
-    for down in (-1, 0, 1):
-        for right in (-1, 0, 1):
-            r, c = np.clip(row + down, 0, reach - 1), np.clip(column + right, 0, reach - 1)
-            seed_x = (c - reach // 2 + 0.5 + offset[r, c, 0]).astype(np.float32) * pitch
-            seed_y = (r - reach // 2 + 0.5 + offset[r, c, 1]).astype(np.float32) * pitch
-            squared = (x - seed_x) ** 2 + (y - seed_y) ** 2
-            wins = squared < first
-            comes_second = ~wins & (squared < second)
-            second = np.where(wins, first, np.where(comes_second, squared, second))
-            for axis, seed in enumerate((seed_x, seed_y)):
-                seeds[1, axis] = np.where(
-                    wins, seeds[0, axis], np.where(comes_second, seed, seeds[1, axis])
-                )
-                seeds[0, axis] = np.where(wins, seed, seeds[0, axis])
-            first = np.where(wins, squared, first)
-            number = np.where(wins, r * reach + c, number)
-    gap = np.hypot(seeds[0, 0] - seeds[1, 0], seeds[0, 1] - seeds[1, 1])
-    return number, (second - first) / np.maximum(2 * gap, 1e-6)
+    reach = int(1.6 * REFERENCE_PX / pitch) + 8  # the lattice covers a turned image and a margin
+    lattice = np.arange(reach, dtype=np.float32) - reach // 2 + 0.5
+    offset = (rng.random((2, reach, reach), dtype=np.float32) - 0.5) * np.float32(2 * jitter)
+    seed_x = ((lattice[None, :] + offset[0]) * np.float32(pitch)).ravel()
+    seed_y = ((lattice[:, None] + offset[1]) * np.float32(pitch)).ravel()
+    column = np.clip(np.floor(x / pitch).astype(np.int64) + reach // 2, 1, reach - 2)
+    row = np.clip(np.floor(y / pitch).astype(np.int64) + reach // 2, 1, reach - 2)
+    home = row * reach + column
+    first = np.full(home.shape, np.inf, dtype=np.float32)
+    second, number, runner_up = first.copy(), home, home
+    for step in [down * reach + right for down in (-1, 0, 1) for right in (-1, 0, 1)]:
+        one = home + step
+        dx, dy = x - seed_x[one], y - seed_y[one]
+        squared = dx * dx + dy * dy
+        wins = squared < first
+        second_best = squared < second
+        runner_up = np.where(wins, number, np.where(second_best, one, runner_up))
+        second = np.where(wins, first, np.where(second_best, squared, second))
+        number = np.where(wins, one, number)
+        first = np.where(wins, squared, first)
+    gap = np.hypot(seed_x[number] - seed_x[runner_up], seed_y[number] - seed_y[runner_up])
+    return number, (second - first) / np.maximum(2 * gap, np.float32(1e-6)), reach * reach

@@ -21,7 +21,8 @@ def mix(low: Array, high: Array, share: Array) -> Array:
 
 def plain(size_px: int, value: float) -> Array:
     """A constant field."""
-    return np.full((size_px, size_px), value, dtype=np.float32)
+    field: Array = np.full((size_px, size_px), value, dtype=np.float32)
+    return field
 
 
 def shadow_of(edge: Array, size_px: int, reach: float) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from builder.demo_camera import Surface
 from builder.demo_noise import (
@@ -28,12 +29,11 @@ PALETTE = (
 
 def _stones(
     rng: np.random.Generator, x: Array, y: Array, size_px: int, pitch: float, presence: float
-) -> tuple[Array, Array, Array]:
+) -> tuple[Array, Array, NDArray[np.int64]]:
     """Stone chips of one size: signed distance (negative inside), albedo, number of the chip."""
     bend_x, bend_y = (0.07 * pitch * smooth_noise(rng, size_px, pitch * 0.5) for _ in range(2))
     ragged = 0.35 * fractal_noise(rng, size_px, 5.0, 1.0)
-    number, border = cells(rng, x + bend_x, y + bend_y, pitch)
-    count = int(number.max()) + 1
+    number, border, count = cells(rng, x + bend_x, y + bend_y, pitch)
     margin = np.where(
         rng.random(count) < presence, pitch * rng.uniform(0.02, 0.17, count), 9.0 * pitch
     )
@@ -72,7 +72,7 @@ def tile(rng: np.random.Generator, size_px: int, missing: int | None = None) -> 
     loose = _loose_stones(distance, number, field)
     parts = [inside(np.where(number == one, distance, 9.0) - 0.6, pixel) for one in loose]
     albedo = albedo * np.exp(0.03 * cloud)[..., None]
-    grout = colour(142, 140, 136) * np.exp(0.13 * sand + 0.08 * cloud)[..., None]
+    grout = colour(142, 140, 136) * np.exp(0.15 * sand + 0.10 * cloud)[..., None]
     # Joints cross at the corners and run on between the neighbours.
     joint_x, joint_y = (np.abs(np.abs(w) - TILE_HALF[0] - 4.0) for w in (x, y))
     joint = inside(np.minimum(joint_x, joint_y) - 4.0, pixel)
@@ -101,7 +101,7 @@ def tile(rng: np.random.Generator, size_px: int, missing: int | None = None) -> 
     )
 
 
-def _loose_stones(distance: Array, number: Array, field: Array) -> list[int]:
+def _loose_stones(distance: Array, number: NDArray[np.int64], field: Array) -> list[int]:
     """Numbers of the large stones that lie wholly on the tile, the biggest eight."""
     area = np.bincount(number[(distance < 0) & (field < -4)], minlength=int(number.max()) + 1)
     touching = np.unique(number[(distance < 0) & (field >= -4)])

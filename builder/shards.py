@@ -108,7 +108,7 @@ def committed(root: Path, name: str) -> ShardRecord | None:
 
 
 def read_samples(path: Path, wanted: Iterable[str]) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Yield (key, members by suffix) of the wanted keys of one shard of ours, in file order."""
+    """Yield (key, members by suffix) of the wanted keys of a verified shard, in file order."""
     keys = set(wanted)
     sample: dict[str, bytes] = {}
     last = ""
@@ -121,8 +121,7 @@ def read_samples(path: Path, wanted: Iterable[str]) -> Iterator[tuple[str, dict[
             last = key
             if key in keys:
                 file = tar.extractfile(member)
-                if file is None:
-                    raise BuilderError(f"{path}: member {member.name} is not a file")
+                assert file is not None
                 sample[suffix] = file.read()
     if sample:
         yield last, sample

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,9 @@ from PIL import Image, ImageDraw
 from builder.artifacts import atomic_file, read_json
 from builder.errors import BuilderError
 from builder.images import decode_pixels
-from builder.recipe import Dataset
+from builder.recipe import Dataset, ShardRecord
 from builder.render import check_theta, render
-from builder.shards import read_samples
+from builder.shards import fault_of, read_samples
 
 GAP_PX = 4
 VISIBLE = 0.05  # an ellipse is drawn for a component that reaches this M at its mean
@@ -65,27 +66,30 @@ def _read(root: Path, dataset: Dataset, keys: list[str]) -> dict[str, dict[str, 
         stop = start + shard.samples
         wanted = [key for key in keys if start <= int(key) < stop]
         start = stop
-        for key, members in read_samples(root / shard.name, wanted) if wanted else ():
+        for key, members in _read_verified(root, shard, wanted) if wanted else ():
             fields = json.loads(members["json"])
             found[key] = {
                 "normal": fields["normal"],
                 "image": decode_pixels(members[dataset.image.suffix], dataset.image.channels),
                 "theta": np.load(io.BytesIO(members["theta.npy"]), allow_pickle=False),
             }
-    missing = set(keys) - set(found)
-    if missing:
-        raise BuilderError(f"{root}: sample {min(missing)} is not in its shard; is a shard cut?")
     return found
+
+
+def _read_verified(
+    root: Path, shard: ShardRecord, keys: Iterable[str]
+) -> Iterator[tuple[str, dict[str, bytes]]]:
+    fault = fault_of(root, shard)
+    if fault:
+        raise BuilderError(f"{root / shard.name}: {fault}; run the build command again to mend it")
+    yield from read_samples(root / shard.name, keys)
 
 
 def _read_normals(root: Path, dataset: Dataset, keys: set[str]) -> dict[str, npt.NDArray[np.uint8]]:
     pixels = {}
     for shard in dataset.normals.shards:
-        for key, members in read_samples(root / shard.name, keys):
+        for key, members in _read_verified(root, shard, keys):
             pixels[key] = decode_pixels(members["webp"], dataset.image.channels)
-    missing = keys - set(pixels)
-    if missing:
-        raise BuilderError(f"{root}: normal {min(missing)} is not in the normals shards")
     return pixels
 
 

@@ -1,6 +1,50 @@
-"""Fixed seeds for property tests."""
+"""What several test files need: fixed seeds, a folder of photographs, a small dataset."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
 from hypothesis import settings
+from PIL import Image
 
 settings.register_profile("ci", derandomize=True, deadline=None, database=None)
 settings.load_profile("ci")
+
+
+def write_photographs(folder: Path, count: int = 6, size: tuple[int, int] = (48, 40)) -> Path:
+    """Colour gradients with noise, in two categories, as PNG and BMP files."""
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        width, height = size
+        ramp = np.linspace(0, 200, width)[None, :, None] * np.array([1.0, 0.7, 0.4])
+        pixels = ramp + rng.normal(20, 10, (height, width, 3))
+        path = folder / ("wood" if i % 2 else "steel") / f"{i:03d}.{'bmp' if i % 3 else 'png'}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(path)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six normal photographs, three each in `steel` and `wood`. Not to be changed."""
+    return write_photographs(tmp_path_factory.mktemp("photographs"))
+
+
+@pytest.fixture(scope="session")
+def dataset(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty samples of 32 x 32 in four shards, built by the builder. Not to be changed."""
+    from builder.artifacts import parse_model
+    from builder.build import build
+    from builder.recipe import Recipe, load_recipe
+    from builder.sources import find_source
+
+    small = {**load_recipe("fine").model_dump(), **SMALL}
+    out = tmp_path_factory.mktemp("dataset") / "small"
+    source = find_source(str(photographs), None, "CC0-1.0")
+    build(parse_model(Recipe, small, "small"), source, out, jobs=1)
+    return out
+
+
+SMALL = {"samples": 20, "samples_per_shard": 6, "size_px": 32}

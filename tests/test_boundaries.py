@@ -1,0 +1,58 @@
+"""The packages are linked by files alone, and the builder needs no torch."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = {"builder", "trainer", "evaluator"}
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("package", sorted(PACKAGES))
+def test_package_imports_no_other(package: str):
+    files = sorted((ROOT / package).rglob("*.py"))
+    assert files
+    crossing = {
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in files
+        for name in imported(path) & (PACKAGES - {package} | {"tests"})
+    }
+    assert crossing == set()
+
+
+def test_builder_loads_no_torch():
+    modules = [
+        f"builder.{path.stem}"
+        for path in sorted((ROOT / "builder").glob("*.py"))
+        if path.stem not in ("__init__", "__main__")
+    ]
+    program = f"import sys, {', '.join(modules)}\nprint('torch' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.stdout == "False\n", run.stderr
+
+
+def test_builder_declares_all_that_it_imports_in_the_base_dependencies():
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    base = {line.split(">=")[0] for line in project["dependencies"]}
+    base = {{"pillow": "PIL"}.get(name, name) for name in base}
+    used = {name for path in (ROOT / "builder").rglob("*.py") for name in imported(path)}
+    assert used - set(sys.stdlib_module_names) - {"builder"} <= base
+
+
+def test_kernel_file_imports_only_math_numba_and_numpy():
+    assert imported(ROOT / "builder" / "_kernel.py") == {"math", "numba", "numpy"}

@@ -1,0 +1,107 @@
+import math
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from builder import _kernel
+from builder.prior import draw
+from builder.recipe import LogUniform, Recipe, load_recipe
+from builder.render import check_theta
+
+RECIPE = load_recipe("paper")
+
+
+@given(st.floats(-700, 700))
+def test_exp_is_the_exponential(x: float):
+    assert _kernel.exp(x) == pytest.approx(math.exp(x), rel=1e-15)
+
+
+@given(st.floats(1e-300, 1e300))
+def test_log_is_the_logarithm(x: float):
+    assert _kernel.log(x) == pytest.approx(math.log(x), rel=1e-15, abs=1e-15)
+
+
+@given(st.floats(1e-300, 1, exclude_max=True))
+def test_normal_quantile_is_the_inverse_of_the_normal_distribution(u: float):
+    assert _kernel.normal_quantile(u) == pytest.approx(NormalDist().inv_cdf(u), rel=1e-9, abs=1e-9)
+
+
+def naive_theta(recipe: Recipe, index: int) -> list[float]:
+    """Sample `index` drawn as prior.py says, one word at a time."""
+    words = np.random.Philox(key=[recipe.seed, 0], counter=[0, index, 0, 0]).random_raw(2000)
+    stream = iter(int(word) for word in words[1:])
+
+    def uniform(low: float, high: float) -> float:
+        return low + (next(stream) >> 11) / 2**53 * (high - low)
+
+    def normal() -> float:
+        return NormalDist().inv_cdf(((next(stream) >> 12) + 0.5) / 2**52)
+
+    scale = uniform(0, 1)
+    theta, shares = [], []
+    for _ in range(recipe.components):
+        theta += [uniform(-1, 1) for _ in range(recipe.channels + 2)]
+        for _ in range(2):
+            sigma = recipe.prior.sigma
+            if isinstance(sigma, LogUniform):
+                theta.append(math.exp(uniform(math.log(sigma.low), math.log(sigma.high))))
+            else:
+                theta.append(math.log(1 + math.exp(normal())) + sigma.offset)
+        theta += [uniform(-0.99, 0.99), 0.0]
+        shares.append(math.exp(normal()))
+    width = recipe.channels + 6
+    theta[width - 1 :: width] = [share / sum(shares) for share in shares]
+    return [*theta, scale]
+
+
+@pytest.mark.parametrize("name", ["paper", "fine"])
+def test_draw_is_what_the_words_say(name: str):
+    recipe = load_recipe(name)
+    _, theta = draw(recipe, 41, 43, 7)
+    np.testing.assert_allclose(theta[1], naive_theta(recipe, 42), rtol=2e-7)
+
+
+def test_draw_does_not_depend_on_where_the_range_starts():
+    normal, theta = draw(RECIPE, 100, 120, 50)
+    again_normal, again = draw(RECIPE, 113, 114, 50)
+    assert normal[13] == again_normal[0]
+    assert (theta[13] == again[0]).all()
+
+
+def test_draw_does_not_depend_on_the_number_of_samples():
+    longer = RECIPE.model_copy(update={"samples": 10_000_000, "samples_per_shard": 77})
+    assert (draw(RECIPE, 5, 6, 9)[1] == draw(longer, 5, 6, 9)[1]).all()
+
+
+def test_draw_with_another_seed_is_another_draw():
+    other = RECIPE.model_copy(update={"seed": 1})
+    assert (draw(RECIPE, 0, 1, 9)[1] != draw(other, 0, 1, 9)[1]).all()
+
+
+def test_draw_chooses_every_normal_about_equally():
+    normal, _ = draw(RECIPE, 0, 4000, 4)
+    assert np.bincount(normal).tolist() == pytest.approx([1000] * 4, abs=100)
+
+
+@pytest.mark.parametrize("name", ["paper", "fine", "demo"])
+def test_draw_is_in_range(name: str):
+    recipe = load_recipe(name)
+    check_theta(draw(recipe, 0, 500, 3)[1], recipe.channels)
+
+
+def test_draw_of_the_paper_prior_has_its_known_quantiles():
+    _, theta = draw(RECIPE, 0, 2000, 3)
+    sigma = theta[:, :-1].reshape(-1, 9)[:, 5:7]
+    # softplus(N(0, 1)) + 0.01: median log 2 + 0.01, about 1 % below 0.10
+    assert np.median(sigma) == pytest.approx(0.703, abs=0.005)
+    assert (sigma < 0.10).mean() == pytest.approx(0.01, abs=0.003)
+
+
+def test_draw_for_grey_has_seven_values_a_component():
+    grey = RECIPE.model_copy(update={"channels": 1, "components": 5})
+    _, theta = draw(grey, 0, 3, 2)
+    assert theta.shape == (3, 36)
+    check_theta(theta, 1)
