@@ -112,7 +112,7 @@ def main() -> None:
     show_default=True,
     metavar="GIB",
     type=click.FloatRange(0, 4096, min_open=True),
-    help="Room for the covariances; more is faster up to a point.",
+    help="Most that a tile of covariances may take.",
 )
 @click.option(
     "--input-norm",

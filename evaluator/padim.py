@@ -18,6 +18,8 @@ from scipy.ndimage import gaussian_filter
 from evaluator.errors import EvaluatorError
 
 BLUR_BORDER = "reflect"  # d c b a | a b c d | d c b a, scipy's default
+# Larger tiles fall out of the caches: 1.3 GB took four times as long as 0.15 GB on two cores.
+FASTEST_TILE_BYTES = 128 * 2**20
 BLUR_TRUNCATE = 4.0  # the kernel ends at this many sigmas
 
 
@@ -93,7 +95,7 @@ def tile_positions(images: int, dims: int, max_memory_bytes: int) -> int:
             f"{per_position / 2**30:.3f} GiB, allowed are {max_memory_bytes / 2**30:.3f}; raise it "
             "or lower --dims"
         )
-    return max_memory_bytes // per_position
+    return max(1, min(max_memory_bytes, FASTEST_TILE_BYTES) // per_position)
 
 
 def distance_tiles(

@@ -52,8 +52,9 @@ def fewer_rows(rows: Sequence[Row]) -> list[Row]:
 def write_page(path: Path, backbones: Sequence[str], rows: Sequence[Row]) -> None:
     """Draw the page and write it as PNG, atomically."""
     rows = fewer_rows(rows)
-    titles = ["image", "ground truth", *backbones]
-    left, right, top, bottom, gap = 0.42, 0.12, 0.5, 1.25, 0.05  # inches
+    titles = ["image", "ground truth", *("\n".join(textwrap.wrap(b, 20)) for b in backbones)]
+    title_inch = 0.12 + 0.14 * max(title.count("\n") + 1 for title in titles)
+    left, right, top, bottom, gap = 0.42, 0.12, title_inch, 1.25, 0.05  # inches
     pitch = CELL_INCH + gap
     width = max(left + right + pitch * len(titles), 6.0)
     height = top + bottom + pitch * len(rows)
@@ -67,7 +68,7 @@ def write_page(path: Path, backbones: Sequence[str], rows: Sequence[Row]) -> Non
             axes = figure.add_axes(box)
             _draw_cell(axes, row, j)
             if i == 0:
-                axes.set_title("\n".join(textwrap.wrap(title, 20)), fontsize=8, pad=4)
+                axes.set_title(title, fontsize=8, pad=4)
             if j == 0:
                 axes.set_ylabel(f"{row.category}\n{row.label}", fontsize=6, labelpad=3)
     _draw_scale(figure, (start, width, height, pitch * len(titles) - gap))
@@ -103,7 +104,7 @@ def _draw_scale(figure: Figure, page: tuple[float, float, float, float]) -> None
     figure.text(
         start / width,
         0.7 / height,
-        textwrap.fill(NOTE, int(span * 19)),
+        textwrap.fill(NOTE, int(span * 21)),
         fontsize=6.5,
         va="top",
         linespacing=1.3,
