@@ -188,7 +188,7 @@ def _exp_lanes(x, out, offset, power, power_bits):
 def _least_distance(row, height, width):
     """The least Q of a component over the pixels near its mean; over all rows for a thin one."""
     step = 2.0 / (width - 1)
-    middle = int(math.floor((row[1] + 1.0) * 0.5 * (height - 1) + 0.5))
+    middle = math.floor((row[1] + 1.0) * 0.5 * (height - 1) + 0.5)
     first, last = middle, middle
     if row[2] * step * step > 1.0 or row[4] * step * step > 1.0:
         first, last = 0, height - 1

@@ -79,17 +79,16 @@ def scratch(product: str, surface: Surface, rng: np.random.Generator) -> Changed
     on_part = inside(surface.edge + 0.5, pixel)
     groove, burr, cover = groove * on_part, burr * on_part, cover * on_part
     deepness = strength * {"metal": 0.85, "wood": 1.2, "tile": 1.0}[product]
-    bare = {
-        "metal": colour(225, 226, 228),
-        "wood": colour(108, 76, 48),
-        "tile": colour(246, 245, 242),
-    }
+    # A scratch shows the bare material, or the dirt that has settled in it.
+    bare = {"metal": (225, 226, 228), "wood": (108, 76, 48), "tile": (248, 247, 244)}[product]
+    if product != "wood" and rng.random() < 0.5:
+        bare = (70, 68, 66)
     share = np.clip(groove * strength * {"metal": 0.6, "wood": 0.75, "tile": 1.0}[product], 0, 0.85)
     dull = 1 - 0.75 * np.clip(groove * strength, 0, 1)
     return replace(
         surface,
         height=surface.height - deepness * groove + 0.5 * deepness * burr,
-        albedo=mix(surface.albedo, bare[product], share),
+        albedo=mix(surface.albedo, colour(*bare), share),
         gloss=surface.gloss * dull,
     ), cover
 
@@ -125,12 +124,12 @@ def chip(product: str, surface: Surface, rng: np.random.Generator) -> Changed:
     size_px = surface.height.shape[0]
     pixel = REFERENCE_PX / size_px
     x, y = grid(size_px)
-    radius = float(np.exp(rng.uniform(np.log(7.5), np.log(19))))
+    radius = float(np.exp(rng.uniform(np.log(8.5), np.log(20))))
     if product == "wood":
         centre, stretch, turn = _spot(rng, surface, 0.0, 100.0), rng.uniform(1.3, 2.4), np.pi / 2
         turn += surface.angle + rng.normal(0, 0.08)
     else:
-        centre = _rim_spot(rng, surface, rng.uniform(-0.5, -0.1) * radius)
+        centre = _rim_spot(rng, surface, rng.uniform(-0.65, -0.2) * radius)
         stretch, turn = rng.uniform(1.0, 1.5), rng.uniform(0, np.pi)
     outline = polygon_distance(x, y, _shard(rng, centre, radius, float(stretch), float(turn)))
     ragged = fractal_noise(rng, size_px, 9.0, 1.2)

@@ -22,8 +22,8 @@ from builder.demo_surfaces import colour, mix, plain, shadow_of
 
 TILE_HALF = (116.0, 116.0)
 PALETTE = (
-    (212, 209, 202), (202, 197, 188), (220, 217, 211), (186, 183, 178), (168, 167, 164),
-    (146, 145, 145), (200, 190, 174), (192, 178, 158), (208, 203, 194), (178, 181, 178),
+    (206, 203, 197), (200, 195, 187), (214, 211, 206), (187, 184, 180), (174, 173, 170),
+    (156, 155, 154), (197, 188, 175), (190, 179, 164), (203, 198, 191), (182, 184, 182),
 )  # fmt: skip
 
 
@@ -39,31 +39,31 @@ def _stones(
     )
     shades = np.array([colour(*entry) for entry in PALETTE], dtype=np.float32)
     base = shades[rng.integers(0, len(PALETTE), count)]
-    base = base * np.exp(0.06 * rng.standard_normal((count, 1))).astype(np.float32)
+    base = base * np.exp(0.045 * rng.standard_normal((count, 1))).astype(np.float32)
     vein = fractal_noise(rng, size_px, 18.0, 1.3)
     turn = rng.uniform(0.6, 1.6, count).astype(np.float32)[number]
-    stone = base[number] * np.exp(0.12 * vein * turn)[..., None]
+    stone = base[number] * np.exp(0.08 * vein * turn)[..., None]
     return margin.astype(np.float32)[number] - border + ragged * 0.5, stone, number
 
 
 def tile(rng: np.random.Generator, size_px: int, missing: int | None = None) -> Surface:
     """A polished terrazzo tile in its grout; one of its large stones can have fallen out."""
     pixel = REFERENCE_PX / size_px
-    angle = float(0.009 * rng.standard_normal())
-    shift = rng.normal(0, 1.6, 2)
+    angle = float(0.005 * rng.standard_normal())
+    shift = rng.normal(0, 1.0, 2)
     x, y = grid(size_px, angle=angle, shift=(float(shift[0]), float(shift[1])))
     warm = 4 * rng.standard_normal()
     sand = fractal_noise(rng, size_px, 3.0, 0.5)
     cloud = fractal_noise(rng, size_px, 80.0, 1.8)
     cement = colour(198 + warm, 194 + 0.8 * warm, 185)
-    cement = cement * np.exp(0.07 * sand + 0.04 * cloud)[..., None]
+    cement = cement * np.exp(0.05 * sand + 0.03 * cloud)[..., None]
     albedo = cement
     turned = float(rng.uniform(0, np.pi / 2))
     u, v = x * np.cos(turned) + y * np.sin(turned), y * np.cos(turned) - x * np.sin(turned)
     rim = plain(size_px, 0.0)
     parts: list[Array] = []
     field = box_distance(x, y, TILE_HALF, 2.5)
-    for pitch, presence in ((4.5, 0.62), (8.5, 0.5), (18.0, 0.5)):
+    for pitch, presence in ((4.5, 0.55), (8.5, 0.45), (17.0, 0.5)):
         place = rng.uniform(0, pitch, 2).astype(np.float32)
         distance, stone, number = _stones(rng, u + place[0], v + place[1], size_px, pitch, presence)
         chip = inside(distance, pixel)

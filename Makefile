@@ -1,0 +1,44 @@
+# make demo    from photographs to a table of pixel AUROC, in demo/
+# make test    every test        make lint    ruff and mypy       make bench   ratios against peers
+#
+# Each installs by itself what it needs, into .venv; `make demo DEMO=/elsewhere` writes elsewhere.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+DEMO ?= demo
+# The demo's size; the tests run it with small numbers.
+DEMO_PHOTOGRAPHS ?=
+DEMO_BUILD ?=
+DEMO_TRAIN ?= --steps 400
+DEMO_EVALUATE ?=
+
+.PHONY: demo test bench lint
+
+demo: $(VENV)/installed-all
+	$(BIN)/builder demo-data $(DEMO)/photographs $(DEMO_PHOTOGRAPHS)
+	$(BIN)/builder build demo --normals demo --root $(DEMO)/photographs --out $(DEMO)/dataset $(DEMO_BUILD)
+	$(BIN)/builder show $(DEMO)/dataset --out $(DEMO)/dataset.png
+	$(BIN)/trainer pretrain --data $(DEMO)/dataset --out $(DEMO)/direct --loss direct --arch resnet18 $(DEMO_TRAIN)
+	$(BIN)/trainer pretrain --data $(DEMO)/dataset --out $(DEMO)/indirect --loss indirect --arch resnet18 $(DEMO_TRAIN)
+	$(BIN)/trainer show $(DEMO)/direct
+	$(BIN)/trainer show $(DEMO)/indirect
+	$(BIN)/evaluator padim --data $(DEMO)/photographs --out $(DEMO)/report \
+	  --backbone random=random:resnet18 --backbone direct=$(DEMO)/direct --backbone indirect=$(DEMO)/indirect $(DEMO_EVALUATE)
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/installed-dev
+	$(BIN)/python -m tests.benchmarks
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/installed-%: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$*]'
+	touch $@
