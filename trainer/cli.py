@@ -1,8 +1,95 @@
-"""Command line of the trainer."""
+"""Command line of the trainer. Heavy imports live inside the commands, so that --help is quick."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import click
 
+from trainer import __version__
+from trainer.errors import TrainerError
 
-@click.group()
+FOLDER = click.Path(file_okay=False, path_type=Path)
+ARCHITECTURES = ("wide_resnet50_2", "resnet18", "resnet50", "mobilenet_v2")
+DEFAULT_EPOCHS = 50.0
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="trainer")
 def main() -> None:
-    """Trainer."""
+    """Pre-train a CNN to tell the parameters of painted pseudo-defects."""
+
+
+@main.command(context_settings={"show_default": True})
+@click.option("--data", type=FOLDER, required=True, help="Dataset of `builder build`.")
+@click.option("--out", type=FOLDER, required=True, help="Run folder; the same one resumes.")
+@click.option("--loss", type=click.Choice(["direct", "indirect"]), required=True,
+              help="Equation 9 on the parameters, or 11 on the re-rendered image.")  # fmt: skip
+@click.option("--arch", type=click.Choice(ARCHITECTURES), default="wide_resnet50_2")
+@click.option("--size", "size_px", type=click.IntRange(16, 4096),
+              help="Edge of the images in pixels.  [default: the dataset's]")  # fmt: skip
+@click.option("--epochs", type=click.FloatRange(0, min_open=True),
+              help="How long, in passes over the samples.  [default: 50]")  # fmt: skip
+@click.option("--steps", type=click.IntRange(1), help="How long, in optimizer steps.")
+@click.option("--minutes", type=click.FloatRange(0, min_open=True),
+              help="How long, in minutes of training, resumes added up.")  # fmt: skip
+@click.option("--batch-size", type=click.IntRange(2, 65536), default=64)
+@click.option("--lr", type=click.FloatRange(0, 10, min_open=True), default=1e-3,
+              help="Adam's learning rate, constant.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0)
+@click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N.")
+@click.option("--workers", type=click.IntRange(0, 256),
+              help="Processes that decode.  [default: 1, beside a GPU up to 8]")  # fmt: skip
+@click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]), default="auto",
+              help="auto: bf16 on a GPU or a CPU with bf16 instructions.")  # fmt: skip
+@click.option("--holdout", type=click.IntRange(0),
+              help="Last samples, never trained on.  [default: 512, at most a tenth]")  # fmt: skip
+@click.option("--checkpoint-every", type=click.IntRange(1), metavar="STEPS",
+              help="Steps between checkpoints.  [default: every 5 minutes]")  # fmt: skip
+def pretrain(
+    epochs: float | None, steps: int | None, minutes: float | None, **options: object
+) -> None:
+    """Train on a dataset; the defaults are the paper's.
+
+    Writes the run folder of CHECKPOINT.md: metrics, loss curve, checkpoints, and at the end
+    backbone.safetensors. Ends with a checkpoint on Ctrl-C; the same command goes on from there.
+    """
+    if sum(value is not None for value in (epochs, steps, minutes)) > 1:
+        raise click.UsageError("give one of --epochs, --steps and --minutes")
+    with interruptible():
+        from trainer.run import Duration
+        from trainer.train import Options, pretrain
+
+        if steps is None and minutes is None:
+            epochs = epochs or DEFAULT_EPOCHS
+        duration = Duration(epochs=epochs, steps=steps, minutes=minutes)
+        pretrain(Options(duration=duration, **options))  # type: ignore[arg-type]
+
+
+@main.command()
+@click.argument("run", type=FOLDER)
+@click.option("--data", type=FOLDER, help="Where the dataset is now.  [default: as trained]")
+@click.option("--out", "png", type=click.Path(dir_okay=False, path_type=Path),
+              help="[default: RUN/figure5.png]")  # fmt: skip
+def show(run: Path, data: Path | None, png: Path | None) -> None:
+    """Draw figure 5 of the paper for held-out samples, and the loss curve."""
+    with interruptible():
+        from trainer.show import draw_figure5
+
+        if not run.is_dir():
+            raise TrainerError(f"{run}: no such folder; expected one of `trainer pretrain`")
+        png = png or run / "figure5.png"
+        error = draw_figure5(run, data, png)
+        click.echo(f"{png}: held-out samples, error {error:.1f} grey levels (root mean square)")
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C ends in one line and exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo("Interrupted.", err=True)
+        raise SystemExit(130) from None

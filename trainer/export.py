@@ -1,0 +1,137 @@
+"""The product of a run: the backbone's weights under torchvision's names, and what they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from safetensors.torch import save
+
+from trainer import __version__
+from trainer.artifacts import Model, Sha256, atomic_file, sha256_of, write_json
+from trainer.models import ARCHITECTURES
+from trainer.run import Run
+
+BACKBONE_FILE = "backbone.json"
+WEIGHTS_FILE = "backbone.safetensors"
+
+
+class Weights(Model):
+    """The safetensors file beside backbone.json."""
+
+    file: Literal["backbone.safetensors"]
+    bytes: int = Field(ge=1)
+    sha256: Sha256
+
+
+class TrainedOn(Model):
+    """The dataset, by name and hash."""
+
+    name: str
+    content_sha256: Sha256
+    recipe_sha256: Sha256
+    samples: int = Field(ge=1)
+
+
+Triple = Annotated[list[float], Field(min_length=3, max_length=3)]
+
+
+class Input(Model):
+    """What the network expects: pixels in [0, 1], then (x - mean) / std per channel."""
+
+    size_px: int = Field(ge=1)
+    channels: Literal[3]
+    mean: Triple
+    std: Triple
+
+
+class Padim(Model):
+    """The feature layers for PaDiM by torchvision's names, and how many dimensions it draws."""
+
+    layers: list[str] = Field(min_length=1)
+    dims: int = Field(ge=1)
+
+
+class Training(Model):
+    """How far the run came, and with which knobs."""
+
+    steps: int = Field(ge=1)
+    epochs: float = Field(gt=0)
+    samples_seen: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    lr: float = Field(gt=0)
+    seed: int = Field(ge=0)
+
+
+class Metrics(Model):
+    """Mean training loss of the last 100 steps, and the held-out loss at the end."""
+
+    train_loss: float
+    holdout_loss: float | None
+
+
+class Backbone(Model):
+    """`backbone.json`: written after the weights."""
+
+    format: Literal["semiformula-backbone"] = "semiformula-backbone"
+    format_version: Literal[1] = 1
+    trainer_version: str
+    arch: Literal["wide_resnet50_2", "resnet18", "resnet50", "mobilenet_v2"]
+    weights: Weights
+    loss: Literal["direct", "indirect"]
+    dataset: TrainedOn
+    input: Input
+    padim: Padim
+    training: Training
+    metrics: Metrics
+
+
+def export_backbone(
+    out: Path,
+    run: Run,
+    model: torch.nn.Module,
+    steps: int,
+    train_samples: int,
+    train_loss: float,
+    holdout_loss: float | None,
+) -> Backbone:
+    """Write RUN/backbone.safetensors (float32, without the classifier), then RUN/backbone.json."""
+    config = run.config
+    architecture = ARCHITECTURES[config.arch]
+    tensors = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in model.state_dict().items()
+        if not name.startswith(architecture.classifier)
+    }
+    data = save(tensors, {"format": "semiformula-backbone", "arch": config.arch})
+    backbone = Backbone(
+        trainer_version=__version__,
+        arch=config.arch,
+        weights=Weights(file=WEIGHTS_FILE, bytes=len(data), sha256=sha256_of(data)),
+        loss=config.loss,
+        dataset=TrainedOn(
+            name=run.dataset.name,
+            content_sha256=run.dataset.content_sha256,
+            recipe_sha256=run.dataset.recipe_sha256,
+            samples=run.dataset.samples,
+        ),
+        input=Input(size_px=config.size_px, channels=3, mean=[0.5] * 3, std=[0.5] * 3),
+        padim=Padim(layers=list(architecture.layers), dims=architecture.dims),
+        training=Training(
+            steps=steps,
+            epochs=steps * config.batch_size / train_samples,
+            samples_seen=steps * config.batch_size,
+            batch_size=config.batch_size,
+            lr=config.lr,
+            seed=config.seed,
+        ),
+        metrics=Metrics(train_loss=train_loss, holdout_loss=holdout_loss),
+    )
+    # A reader compares hashes, so a kill between the two files shows as a mismatch, and the same
+    # command repairs it.
+    with atomic_file(out / WEIGHTS_FILE) as file:
+        file.write(data)
+    write_json(out / BACKBONE_FILE, backbone)
+    return backbone

@@ -1,0 +1,57 @@
+"""Heads and losses of section 3.2: pure functions of float32 tensors, outside any autocast."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from trainer.render import SIGMA_FLOOR, render
+
+
+def heads(outputs: torch.Tensor, channels: int) -> torch.Tensor:
+    """theta^ [B, K(C+6)+1] from the network's raw outputs of the same shape and layout (8).
+
+    v Tanh, mu Tanh, sigma Softplus, rho Tanh, pi Softmax over the K components, s Sigmoid; sigma
+    gets SIGMA_FLOOR on top, so that it never reaches 0 and always has a gradient.
+    """
+    parts = outputs[:, :-1].unflatten(1, (-1, channels + 6))  # [B, K, C+6]
+    color_mean, sigma, rho, pi = parts.split((channels + 2, 2, 1, 1), dim=2)
+    theta = torch.cat(
+        (
+            color_mean.tanh(),
+            F.softplus(sigma) + SIGMA_FLOOR,
+            rho.tanh(),
+            pi.softmax(dim=1),
+        ),
+        dim=2,
+    )
+    return torch.cat((theta.flatten(1), outputs[:, -1:].sigmoid()), dim=1)
+
+
+def direct_loss(
+    estimate: torch.Tensor, theta: torch.Tensor, channels: int
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """L_direct (9), mean over the batch, and its two terms, which add up to it.
+
+    `estimate` and `theta` are [B, K(C+6)+1]. For each true component the nearest estimated one
+    counts; several true components may share one, and an estimate nobody is near to costs nothing.
+    """
+    truth = theta[:, :-1].unflatten(1, (-1, channels + 6))  # [B, K, C+6]
+    guess = estimate[:, :-1].unflatten(1, (-1, channels + 6))
+    distance = (truth[:, :, None] - guess[:, None]).square().mean(dim=3)  # [B, K true, K estimated]
+    share = 1 / (truth.shape[1] + 1)
+    components = share * distance.amin(dim=2).sum(dim=1).mean()
+    scale = share * (theta[:, -1] - estimate[:, -1]).square().mean()
+    return components + scale, {"components": components, "scale": scale}
+
+
+def indirect_loss(
+    estimate: torch.Tensor, normal: torch.Tensor, anomaly: torch.Tensor, coordinates: torch.Tensor
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """L_indirect (10, 11): mean squared error between I_ano and f_ano(I_norm, theta^).
+
+    `normal` and `anomaly` are [B, C, H, W] in [-1, 1], `estimate` is [B, K(C+6)+1]; the mean runs
+    over batch, channels and pixels, so it does not change with the image size.
+    """
+    loss = F.mse_loss(render(normal, estimate, coordinates), anomaly)
+    return loss, {"image": loss}

@@ -1,0 +1,151 @@
+"""The run folder: its description run.json, and which options a resumed run may change."""
+
+from __future__ import annotations
+
+import fcntl
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from trainer import __version__
+from trainer.artifacts import Model, Sha256, read_json, write_json
+from trainer.dataset import Dataset
+from trainer.errors import TrainerError
+
+RUN_FILE = "run.json"
+
+
+class Config(Model):
+    """What determines the weights, together with the dataset; fixed for the life of a run."""
+
+    loss: Literal["direct", "indirect"]
+    arch: Literal["wide_resnet50_2", "resnet18", "resnet50", "mobilenet_v2"]
+    size_px: int = Field(ge=16, le=4096)
+    batch_size: int = Field(ge=2, le=65536)
+    lr: float = Field(gt=0, le=10)
+    seed: int = Field(ge=0, lt=2**63)
+    holdout: int = Field(ge=0)
+    precision: Literal["fp32", "bf16"]
+
+
+class DatasetRef(Model):
+    """Which dataset, by hash; the shape of its samples."""
+
+    name: str
+    content_sha256: Sha256
+    recipe_sha256: Sha256
+    samples: int = Field(ge=1)
+    size_px: int = Field(ge=1)
+    channels: Literal[1, 3]
+    components: int = Field(ge=1)
+
+
+class Duration(Model):
+    """When a run ends: exactly one of the three is set; a resumed run may ask for another."""
+
+    epochs: float | None = Field(default=None, gt=0)
+    steps: int | None = Field(default=None, ge=1)
+    minutes: float | None = Field(default=None, gt=0)
+
+    def last_step(self, samples: int, batch_size: int) -> int | None:
+        """The step count to stop at; None when only the clock decides."""
+        if self.epochs is not None:
+            return max(1, -int(-self.epochs * samples // batch_size))
+        return self.steps
+
+
+class Run(Model):
+    """`run.json`: written when a run starts, and again when it resumes with another duration."""
+
+    format: Literal["semiformula-run"] = "semiformula-run"
+    format_version: Literal[1] = 1
+    trainer_version: str
+    config: Config
+    dataset: DatasetRef
+    data: str = Field(description="the dataset folder as it was given; `trainer show` looks there")
+    duration: Duration
+    versions: dict[str, str]
+
+
+def dataset_ref(dataset: Dataset) -> DatasetRef:
+    """The part of dataset.json that a run remembers."""
+    return DatasetRef(
+        name=dataset.recipe.name,
+        content_sha256=dataset.content_sha256,
+        recipe_sha256=dataset.recipe_sha256,
+        samples=dataset.samples,
+        size_px=dataset.image.size_px,
+        channels=dataset.image.channels,
+        components=dataset.theta.components,
+    )
+
+
+def read_run(out: Path) -> Run:
+    """RUN/run.json; TrainerError when the folder is no run of ours."""
+    if not (out / RUN_FILE).exists():
+        raise TrainerError(f"{out}: holds no {RUN_FILE}; expected a folder of `trainer pretrain`")
+    return read_json(Run, out / RUN_FILE)
+
+
+def open_run(out: Path, config: Config, dataset: Dataset, data: Path, duration: Duration) -> Run:
+    """Start the run folder, or check that it holds the same run; returns its description.
+
+    Raises TrainerError naming the first option that differs, with both values.
+    """
+    reference = dataset_ref(dataset)
+    if (out / RUN_FILE).exists():
+        before = read_run(out)
+        if before.dataset.content_sha256 != reference.content_sha256:
+            raise TrainerError(
+                f"{out}: was trained on dataset {before.dataset.name} "
+                f"{before.dataset.content_sha256[:12]}, --data is {reference.name} "
+                f"{reference.content_sha256[:12]}; give another --out"
+            )
+        for name in Config.model_fields:
+            was, asked = getattr(before.config, name), getattr(config, name)
+            if was != asked:
+                option = {"size_px": "size"}.get(name, name.replace("_", "-"))
+                raise TrainerError(
+                    f"{out}: was started with --{option} {was}, asked for {asked}; "
+                    "use the same, or give another --out"
+                )
+    elif out.exists() and any(entry.name != ".lock" for entry in out.iterdir()):
+        raise TrainerError(f"{out}: is not empty and holds no {RUN_FILE}; give another --out")
+    run = Run(
+        trainer_version=__version__,
+        config=config,
+        dataset=reference,
+        data=str(data),
+        duration=duration,
+        versions={
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("numpy", "torch", "torchvision")},
+        },
+    )
+    write_json(out / RUN_FILE, run)
+    return run
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Hold the run folder alone; TrainerError when another process trains in it.
+
+    A POSIX lock, because the loader's workers do not inherit it: they outlive a killed trainer by
+    seconds, and the same command must go on at once.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        file = (out / ".lock").open("w")
+    except OSError as error:
+        raise TrainerError(f"{out}: cannot be written ({error.strerror})") from None
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise TrainerError(f"{out}: another `trainer pretrain` is at work there") from None
+        yield
