@@ -65,9 +65,11 @@ class Choice:
 
 def parse_spec(text: str) -> Spec:
     """Take `NAME=SPEC` apart; the name may be left out for `random:` and `torchvision:`."""
-    name, _, rest = text.partition("=")
-    if not NAME.fullmatch(name):
+    name, separator, rest = text.partition("=")
+    if not separator or not NAME.fullmatch(name):
         name, rest = "", text
+    if not rest:
+        raise EvaluatorError(f"--backbone {text!r}: nothing after the name; expected NAME=SPEC")
     options: dict[str, str] = {}
     while (found := OPTION.search(rest)) is not None:
         if found[1] not in OPTIONS:

@@ -63,14 +63,17 @@ def choose_examples(category: Category, masks: npt.NDArray[np.bool_]) -> list[in
     return order[:EXAMPLES]
 
 
-def cell_path(out: Path, category: str, backbone: str, config_sha256: str) -> Path:
+def cell_path(out: Path, category: str, arch: str, config_sha256: str) -> Path:
     """Where a cell lives; the hash makes it unique, the rest is for people."""
-    readable = re.sub(r"[^\w.+-]", "_", f"{category}--{backbone}")
+    readable = re.sub(r"[^\w.+-]", "_", f"{category}--{arch}")
     return out / "cells" / f"{readable}--{config_sha256[:16]}.json"
 
 
-def finished_cell(path: Path, config: CellConfig) -> Cell | None:
-    """The cell at `path` if it is there, whole, and of this configuration; else None."""
+def finished_cell(path: Path, config: CellConfig, backbone: str) -> Cell | None:
+    """The cell at `path` if it is there, whole, and of this configuration; else None.
+
+    It carries the name `backbone`, whatever the run that computed it called the same weights.
+    """
     if not path.is_file():
         return None
     try:
@@ -79,7 +82,10 @@ def finished_cell(path: Path, config: CellConfig) -> Cell | None:
     except EvaluatorError as error:
         click.echo(f"computing again: {error.message}", err=True)
         return None
-    return cell if cell.config_sha256 == sha256_of(canonical_json(config)) else None
+    if cell.config_sha256 != sha256_of(canonical_json(config)):
+        return None
+    renamed = cell.scores.model_copy(update={"backbone": backbone})
+    return cell.model_copy(update={"scores": renamed})
 
 
 def heat_maps(path: Path, cell: Cell) -> npt.NDArray[np.uint8]:

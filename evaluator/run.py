@@ -202,8 +202,8 @@ def _all_cells(
                 bar.set_postfix_str("features")
                 config = _cell_config(options.protocol, category, backbone, versions)
                 digest = sha256_of(canonical_json(config))
-                path = cell_path(options.work.out, category.name, name, digest)
-                cell = finished_cell(path, config)
+                path = cell_path(options.work.out, category.name, backbone.record.arch, digest)
+                cell = finished_cell(path, config, name)
                 if cell is None:
                     cell = compute_cell(path, backbone.network, category, config, options.work, bar)
                 else:

@@ -37,3 +37,63 @@ def render_exact(normal: np.ndarray, theta: np.ndarray) -> np.ndarray:
         for p, component in zip(p_gauss, theta[:-1].reshape(-1, channels + 6), strict=True)
     )
     return (normal / 127.5 - 1) * (1 - mask) + v_def
+
+
+# Evaluator: PaDiM and AUROC
+
+
+def padim_distances(
+    layers: list[np.ndarray], dims: list[int], train_images: int, epsilon: float
+) -> np.ndarray:
+    """PaDiM, one position at a time, with an explicit inverse.
+
+    layers: [images, channels, rows, columns] each, the finest first; the first `train_images` are
+    normal. Returns the Mahalanobis distances of the others: float64 [images, rows, columns].
+    """
+    _, _, rows, columns = layers[0].shape
+    distances = np.empty((len(layers[0]) - train_images, rows, columns))
+    for i in range(rows):
+        for j in range(columns):
+            # Nearest repetition: cell (i, j) of the fine grid lies in this cell of a coarse one.
+            parts = [
+                layer[:, :, i * layer.shape[2] // rows, j * layer.shape[3] // columns]
+                for layer in layers
+            ]
+            x = np.concatenate(parts, axis=1).astype(np.float64)[:, dims]
+            train, test = x[:train_images], x[train_images:]
+            covariance = np.cov(train, rowvar=False, ddof=1) + epsilon * np.eye(len(dims))
+            inverse = np.linalg.inv(covariance)
+            for k, image in enumerate(test):
+                d = image - train.mean(axis=0)
+                distances[k, i, j] = np.sqrt(d @ inverse @ d)
+    return distances
+
+
+def auroc(defective: list[bool], score: list[float]) -> float:
+    """The share of (defective, good) pairs that are in the right order; a tie is half a pair."""
+    pairs = [
+        1.0 if bad > good else 0.5 if bad == good else 0.0
+        for bad, is_bad in zip(score, defective, strict=True)
+        for good, also_bad in zip(score, defective, strict=True)
+        if is_bad and not also_bad
+    ]
+    return sum(pairs) / len(pairs)
+
+
+# Trainer: the loss on parameters
+
+
+def direct_loss(estimate: np.ndarray, theta: np.ndarray, channels: int) -> float:
+    """Equation 9 for one sample by plain loops; both vectors have K(C+6)+1 values."""
+    size = channels + 6
+    count = (len(theta) - 1) // size
+    total = (float(theta[-1]) - float(estimate[-1])) ** 2
+    for k in range(count):
+        nearest = float("inf")
+        for j in range(count):
+            squares = 0.0
+            for i in range(size):
+                squares += (float(theta[k * size + i]) - float(estimate[j * size + i])) ** 2
+            nearest = min(nearest, squares / size)
+        total += nearest
+    return total / (count + 1)
