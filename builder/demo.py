@@ -68,6 +68,19 @@ class DemoSummary(NamedTuple):
     written: int
     seconds: float
 
+    def __str__(self) -> str:
+        record = self.record
+        defects = record.per_defect * len(record.kinds)
+        each = record.train + record.good + defects
+        done = f"written in {self.seconds:.1f} s" if self.written else "complete already"
+        return (
+            f"products: {len(record.products)} ({', '.join(record.products)}), each {each} images: "
+            f"{record.train} train, {record.good} test good, {defects} test with defects "
+            f"({record.per_defect} each of {', '.join(record.kinds)})\n"
+            f"files: {record.files} ({self.images} images, {self.masks} masks, LICENSE.txt, "
+            f"README.md), {record.bytes / 1e6:.1f} MB, {done}"
+        )
+
 
 class Task(NamedTuple):
     """One picture to draw, and with a defect its mask."""
@@ -172,9 +185,13 @@ def _inspect(out: Path, wanted: dict[str, object], names: list[str]) -> DemoReco
     known = {*names, RECORD}
     present: set[str] = set()
     surplus: list[str] = []
+    halves: list[Path] = []  # what a killed writer leaves behind
     for path in out.rglob("*"):
         name = path.relative_to(out).as_posix()
-        if path.is_dir() or (path.name.startswith(".") and ".tmp-" in path.name):
+        if path.is_dir():
+            continue
+        if path.name.startswith(".") and ".tmp-" in path.name:
+            halves.append(path)
             continue
         present.add(name)
         if name not in known:
@@ -196,6 +213,8 @@ def _inspect(out: Path, wanted: dict[str, object], names: list[str]) -> DemoReco
             f"{out}: holds {(surplus or sorted(present))[0]}, which is not part of the demo set; "
             "name an empty or new folder"
         )
+    for path in halves:
+        path.unlink()
     if present != known:
         return None
     digests = {name: sha256_of_file(out / name) for name in names}

@@ -32,7 +32,7 @@ Changed = tuple[Surface, Array]
 
 
 def _spot(
-    rng: np.random.Generator, surface: Surface, depth: float, reach: float = 104.0
+    rng: np.random.Generator, surface: Surface, depth: float, reach: float = 98.0
 ) -> tuple[float, float]:
     """A point at least `depth` reference pixels inside the part's outline."""
     size_px = surface.height.shape[0]
@@ -114,7 +114,7 @@ def _rim_spot(rng: np.random.Generator, surface: Surface, inward: float) -> tupl
     size_px = surface.height.shape[0]
     x, y = grid(size_px)
     close = np.abs(surface.edge - inward) < 1.2 * REFERENCE_PX / size_px
-    places = np.flatnonzero(close & (np.maximum(np.abs(x), np.abs(y)) < 122))
+    places = np.flatnonzero(close & (np.maximum(np.abs(x), np.abs(y)) < 107))
     row, column = divmod(int(places[rng.integers(len(places))]), size_px)
     return float(x[0, column]), float(y[row, 0])
 
@@ -129,7 +129,8 @@ def chip(product: str, surface: Surface, rng: np.random.Generator) -> Changed:
         centre, stretch, turn = _spot(rng, surface, 0.0, 100.0), rng.uniform(1.3, 2.4), np.pi / 2
         turn += surface.angle + rng.normal(0, 0.08)
     else:
-        centre = _rim_spot(rng, surface, rng.uniform(-0.65, -0.2) * radius)
+        inward = rng.uniform(0.15, 0.5) if product == "metal" else rng.uniform(0.3, 0.75)
+        centre = _rim_spot(rng, surface, -inward * radius)
         stretch, turn = rng.uniform(1.0, 1.5), rng.uniform(0, np.pi)
     outline = polygon_distance(x, y, _shard(rng, centre, radius, float(stretch), float(turn)))
     ragged = fractal_noise(rng, size_px, 9.0, 1.2)
@@ -166,16 +167,17 @@ def _broken_edge(surface: Surface, outline: Array, ragged: Array) -> Changed:
     size_px = surface.height.shape[0]
     pixel = REFERENCE_PX / size_px
     on_part = inside(surface.edge, pixel)
-    gone = inside(outline, pixel) * on_part
+    gone = inside(outline, pixel) * inside(surface.edge - 1.2 * pixel, pixel)
     rim = on_part * smoothstep(3.4, 1.2, outline) * (1 - inside(outline, pixel))
-    facing = inside(-shadow_of(outline, size_px, 2.2), 3.0)
+    shadow = inside(-shadow_of(outline, size_px, 2.6), 3.0)
+    shadow = shadow * inside(shadow_of(surface.edge, size_px, 2.6), 3.0)
     granular = colour(150, 150, 152) * np.exp(0.22 * ragged)[..., None]
     return replace(
         surface,
         albedo=mix(mix(surface.albedo, surface.core, gone), granular, 0.8 * rim),
         height=surface.height * (1 - gone) - rim * (0.9 + 0.25 * ragged),
         gloss=surface.gloss * (1 - gone) * (1 - 0.75 * rim),
-        light=surface.light * (1 - gone * (0.15 + 0.45 * facing)),
+        light=surface.light * (1 - gone * 0.7 * shadow),
     ), np.maximum(gone, rim)
 
 

@@ -129,7 +129,7 @@ def metal(rng: np.random.Generator, size_px: int, missing: int | None = None) ->
         spread=(0.085, 0.62),
         light=light.astype(np.float32),
         film=np.ones((size_px, size_px, 3), dtype=np.float32),
-        core=belt * 0.8,
+        core=0.92 * belt,
         edge=edge,
         angle=angle,
         parts=parts,

@@ -20,7 +20,7 @@ from builder.demo_noise import (
 )
 from builder.demo_surfaces import colour, mix, plain, shadow_of
 
-TILE_HALF = (116.0, 116.0)
+TILE_HALF = (98.0, 98.0)
 PALETTE = (
     (206, 203, 197), (200, 195, 187), (214, 211, 206), (187, 184, 180), (174, 173, 170),
     (156, 155, 154), (197, 188, 175), (190, 179, 164), (203, 198, 191), (182, 184, 182),

@@ -68,8 +68,8 @@ def wood(rng: np.random.Generator, size_px: int, missing: int | None = None) -> 
     albedo = albedo * np.exp(0.062 * fibre + 0.05 * strand + 0.06 * cloud)[..., None]
     albedo = mix(albedo, 0.5 * dark, 0.55 * open_pore)
     height = 0.05 * fibre - 0.22 * open_pore + 0.10 * late
-    gloss = 0.035 * np.exp(0.35 * fibre - 0.5 * open_pore)
-    light = plain(size_px, 1.0)
+    gloss: Array = 0.035 * np.exp(0.35 * fibre - 0.5 * open_pore)
+    light: Array = plain(size_px, 1.0)
     edge = plain(size_px, -60.0)
     parts = []
     for index, centre in enumerate(PLUGS):
@@ -88,7 +88,7 @@ def wood(rng: np.random.Generator, size_px: int, missing: int | None = None) -> 
         albedo = mix(albedo, end_grain, disc)
         albedo *= (1 - 0.5 * seam)[..., None]
         height = height * (1 - disc) + disc * 0.25 - 0.35 * seam
-        gloss = gloss * (1 - disc) + 0.045 * disc
+        gloss = gloss + (0.045 - gloss) * disc
     fresh = mix(colour(222, 190, 146), colour(150, 108, 70), np.clip(0.5 + 0.3 * fibre, 0, 1))
     return Surface(
         albedo=albedo.astype(np.float32),
