@@ -5,9 +5,9 @@ REPORT.md is the spec page; a test compares its JSON Schema with `Report`.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, model_validator
 
 from evaluator.artifacts import Model, Sha256
 
@@ -167,6 +167,18 @@ class Report(Model):
     categories: list[CategoryRecord] = Field(min_length=1)
     scores: list[Scores] = Field(min_length=1)
     table: list[TableRow] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        cells = sorted((cell.category, cell.backbone) for cell in self.scores)
+        expected = sorted((c.category, b.name) for c in self.categories for b in self.backbones)
+        if cells != expected:
+            raise ValueError("scores must hold one entry per category and backbone")
+        n_seeds = len(self.protocol.seeds)
+        for cell in self.scores:
+            if not len(cell.pixel_auroc) == len(cell.image_auroc) == n_seeds:
+                raise ValueError(f"scores of {cell.category} must hold {n_seeds} seeds")
+        return self
 
 
 class CellConfig(Model):

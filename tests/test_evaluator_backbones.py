@@ -94,6 +94,7 @@ def test_spec_without_name_gets_one(text, name):
     [
         ("a=nowhere.pth", "no such file or folder 'nowhere.pth'"),
         ("nowhere.pth", "give it a name"),
+        ("a=", "nothing after the name"),
         ("a=random:resnet18,nrom=signed", "unknown option 'nrom'; did you mean 'norm'"),
         ("a=random:resnet18,norm=zero", "norm='zero' is not one of imagenet, signed"),
         ("a=random:resnet18:-1", "seed '-1' is no whole number"),
@@ -252,9 +253,8 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, change, pattern):
 def test_torchvision_without_network_says_where_to_put_the_file(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens there
-    refused(
-        "fetch https://.*resnet18-f37072fd.pth .* put it at .*checkpoints", "torchvision:resnet18"
-    )
+    where = "fetch https://.*resnet18-f37072fd.pth .* put it at .*checkpoints"
+    refused(where, "torchvision:resnet18")
 
 
 def test_torchvision_file_in_place_is_used(tmp_path, monkeypatch):

@@ -131,9 +131,8 @@ def test_image_of_too_many_pixels_is_refused(bolt):
 
 
 def test_cut_jpeg_is_refused_when_it_is_decoded(tmp_path):
-    path = save(
-        tmp_path / "a.jpg", np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
-    )
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    path = save(tmp_path / "a.jpg", pixels)
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(EvaluatorError, match=re.escape(f"{path}: not a readable image")):
         load_image(path, 64, 0)

@@ -1,0 +1,224 @@
+"""`evaluator padim` end to end on tiny photographs, and its errors."""
+
+import csv
+import io
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from click.testing import CliRunner
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+from torchvision.models import get_model
+
+from evaluator.artifacts import read_json
+from evaluator.cli import main
+from evaluator.report import Report
+from tests import naive
+from tests.evaluator_inspection import save, write_category
+
+SMALL = ["--resize", "64", "--crop", "48", "--dims", "12", "--seeds", "2", "--layers"]
+SMALL += ["layer1,layer2", "--device", "cpu"]
+
+
+def padim(root: Path, out: Path, *more: str):
+    """Run the command with two random backbones unless others are given."""
+    specs = [] if "--backbone" in more else ["--backbone", "a=random:resnet18"]
+    arguments = ["padim", "--data", str(root), "--out", str(out), *SMALL, *specs, *more]
+    return CliRunner().invoke(main, arguments)
+
+
+SPECS = ["--backbone", "a=random:resnet18", "--backbone", "random:resnet18:1"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, Path, str]:
+    """Two categories, two backbones, two seeds: (data, out, output)."""
+    folder = tmp_path_factory.mktemp("inspection")
+    write_category(folder / "data" / "bolt")
+    write_category(folder / "data" / "bottle", seed=1)
+    result = padim(folder / "data", folder / "out", *SPECS)
+    assert result.exit_code == 0, result.output
+    return folder / "data", folder / "out", result.stdout
+
+
+def test_padim_writes_report_table_and_page(finished):
+    _, out, text = finished
+    report = read_json(Report, out / "report.json")
+    assert [b.name for b in report.backbones] == ["a", "random-resnet18-1"]
+    assert len(report.dims) == 1  # one architecture, one draw per seed
+    assert [len(seed.indices) for seed in report.dims[0].seeds] == [12, 12]
+    assert report.categories[0].defects == {"dark": 2, "light": 1}
+    assert (out / "table.md").read_text(encoding="utf-8") in text
+    with Image.open(out / "figure6.png") as page:
+        assert page.width > 500
+    assert "4 cells of 2 seeds: 4 computed, 0 from an earlier run" in text
+
+
+def test_padim_finds_the_squares(finished):
+    _, out, _ = finished
+    report = read_json(Report, out / "report.json")
+    for cell in report.scores:
+        assert min(cell.pixel_auroc) > 0.9
+        assert min(cell.image_auroc) == 1.0
+
+
+def test_csv_has_the_promised_columns_and_rows(finished):
+    _, out, _ = finished
+    rows = list(csv.DictReader(io.StringIO((out / "table.csv").read_text(encoding="utf-8"))))
+    assert list(rows[0]) == ["group", "category", "backbone", "metric", "mean", "sd", "n_seeds"]
+    assert {(row["group"], row["category"]) for row in rows} == {
+        ("own", "bolt"),
+        ("other", "bottle"),
+        ("own", "mean"),
+        ("other", "mean"),
+        ("all", "mean"),
+    }
+    assert len(rows) == 5 * 2 * 2
+    assert all(0 <= float(row["mean"]) <= 100 for row in rows)
+
+
+def test_padim_leaves_no_features_behind(finished):
+    _, out, _ = finished
+    names = {path.name for path in out.iterdir()}
+    assert names == {"report.json", "table.csv", "table.md", "figure6.png", "cells"}
+
+
+def test_rerun_takes_finished_cells_and_writes_the_same(finished):
+    data, out, _ = finished
+    before = {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()}
+    result = padim(data, out, *SPECS)
+    assert "4 cells of 2 seeds: 0 computed, 4 from an earlier run" in result.stdout
+    assert {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()} == before
+
+
+def test_rerun_computes_a_damaged_cell_again(finished):
+    data, out, _ = finished
+    maps = sorted((out / "cells").glob("bolt--*.npy"))[0]
+    maps.write_bytes(maps.read_bytes()[:-1])
+    result = padim(data, out, *SPECS)
+    assert "1 computed, 3 from an earlier run" in result.stdout
+    assert "computing again" in result.stderr
+
+
+def test_other_settings_do_not_take_old_cells(finished, tmp_path):
+    data, out, _ = finished
+    result = padim(data, out, "--categories", "bolt", "--epsilon", "0.02")
+    assert "1 cells of 2 seeds: 1 computed, 0 from an earlier run" in result.stdout
+
+
+def relu_features(paths: list[Path]) -> np.ndarray:
+    """The first feature map of `random:resnet18` by torchvision alone: [images, 64, 32, 32]."""
+    torch.manual_seed(0)
+    model = get_model("resnet18", weights=None).eval()
+    pixels = np.stack([np.asarray(Image.open(path)) for path in paths])
+    with torch.no_grad():
+        x = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1
+        return model.relu(model.bn1(model.conv1(x))).numpy()
+
+
+def test_scores_equal_the_slow_version(tmp_path):
+    bolt = write_category(tmp_path / "data" / "bolt", train=4)
+    options = ["--crop", "0", "--blur-sigma", "0", "--layers", "relu", "--dims", "5"]
+    result = padim(tmp_path / "data", tmp_path / "out", *options, "--batch-size", "3")
+    assert result.exit_code == 0, result.output
+    report = read_json(Report, tmp_path / "out" / "report.json")
+
+    test = sorted((bolt / "test").glob("*/*.png"))
+    features = relu_features([*sorted((bolt / "train" / "good").iterdir()), *test])
+    masks = np.zeros((5, 64, 64), bool)
+    for mask, path in zip(masks, test, strict=True):
+        truth = bolt / "ground_truth" / path.parent.name / f"{path.stem}_mask.png"
+        if truth.exists():
+            mask[:] = np.asarray(Image.open(truth)) > 0
+    for index, seed in enumerate(report.dims[0].seeds):
+        distance = naive.padim_distances([features], seed.indices, 4, 0.01)
+        maps = F.interpolate(torch.from_numpy(distance)[None], (64, 64), mode="bilinear")[0]
+        pixel = roc_auc_score(masks.ravel(), maps.numpy().ravel())
+        image = naive.auroc(masks.any(axis=(1, 2)).tolist(), maps.amax(dim=(1, 2)).tolist())
+        assert report.scores[0].pixel_auroc[index] == pytest.approx(pixel, abs=1e-5)
+        assert report.scores[0].image_auroc[index] == pytest.approx(image, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "message"),
+    [
+        (["--data", "nowhere"], 1, "Error: nowhere: no such folder"),
+        (["--backbone", "random:resnet99"], 1, "did you mean 'resnet"),
+        (["--categories", "nut"], 1, "--categories knows bolt, bottle"),
+        (["--max-memory", "0.000001"], 1, "--max-memory: one position of 10 images x 12"),
+        (["--dims", "193"], 1, "193 dimensions wanted"),
+        (["--crop", "65"], 2, "--crop 65 is larger than --resize 64"),
+        (["--seeds", "0"], 2, "Invalid value for '--seeds'"),
+        (["--mean", "0,0,0"], 2, "--mean and --std together"),
+        (["--mean", "0,0", "--std", "1,1,1"], 2, "expected three numbers"),
+        (["--mean", "0,0,0", "--std", "1,nan,1"], 2, "expected three finite numbers"),
+        (["--categories", "a,,b"], 2, "expected names separated by commas"),
+    ],
+)
+def test_wrong_input_is_one_line(finished, tmp_path, more, code, message):
+    data, _, _ = finished
+    result = padim(data, tmp_path / "out", *more)
+    assert result.exit_code == code
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    if code == 1:
+        assert result.stderr.count("\n") == 1
+
+
+def test_two_backbones_of_one_name_are_refused(finished, tmp_path):
+    data, _, _ = finished
+    specs = ["--backbone", "a=random:resnet18", "--backbone", "a=random:resnet18:1"]
+    result = padim(data, tmp_path / "out", *specs)
+    assert result.exit_code == 1
+    assert "the name 'a' is taken" in result.stderr
+
+
+def test_defects_outside_the_crop_are_refused(tmp_path):
+    bolt = write_category(tmp_path / "data" / "bolt")
+    for path in (bolt / "ground_truth").glob("*/*.png"):
+        save(path, np.pad(np.full((4, 4), 255, np.uint8), ((0, 60), (0, 60))))
+    result = padim(tmp_path / "data", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "no mask has a defective pixel in the 48 px crop" in result.stderr
+
+
+def test_out_that_cannot_be_made_is_one_line(finished, tmp_path):
+    data, _, _ = finished
+    (tmp_path / "file").write_text("")
+    result = padim(data, tmp_path / "file" / "out")
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"Error: {tmp_path / 'file'}")
+
+
+def test_interrupt_is_one_line_and_130(tmp_path):
+    write_category(tmp_path / "data" / "bolt", train=120)
+    command = [sys.executable, "-m", "evaluator", "padim", "--data", str(tmp_path / "data")]
+    command += ["--out", str(tmp_path / "out"), "--backbone", "random:resnet18", "--resize", "256"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "out").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.splitlines()[-1].startswith("Interrupted; the same command continues")
+    assert "Traceback" not in errors
+
+
+def test_command_line_loads_neither_torch_nor_numpy():
+    code = "import sys, evaluator.cli; print({'torch', 'numpy', 'pydantic'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "set()\n"
+
+
+def test_version():
+    result = CliRunner().invoke(main, ["--version"])
+    assert result.output == "evaluator, version 0.1.0\n"

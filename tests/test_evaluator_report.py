@@ -1,0 +1,111 @@
+"""The report: its spec page, its rows, and the table with the paper's columns."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import evaluator
+from evaluator.artifacts import parse_model, readable_json
+from evaluator.errors import EvaluatorError
+from evaluator.report import Report, TableRow
+from evaluator.table import csv_text, group_of, markdown, paper_table, table_rows
+
+PAGE = Path(evaluator.__file__).with_name("REPORT.md").read_text(encoding="utf-8")
+EXAMPLE, SCHEMA = (json.loads(part.split("```")[0]) for part in PAGE.split("```json\n")[1:])
+
+
+def report_with(**changes: object) -> Report:
+    return parse_model(Report, EXAMPLE | changes, "report.json")
+
+
+def two_categories() -> Report:
+    """bottle (in the paper) and bolt (not), one backbone, seeds that go up and down."""
+    category, score = EXAMPLE["categories"][0], EXAMPLE["scores"][0]
+    return report_with(
+        backbones=EXAMPLE["backbones"][:1],
+        categories=[category, category | {"category": "bolt", "group": "own"}],
+        scores=[
+            score | {"pixel_auroc": [0.9, 0.8], "image_auroc": [1.0, 1.0]},
+            score | {"category": "bolt", "pixel_auroc": [0.6, 0.7], "image_auroc": [0.5, 0.7]},
+        ],
+    )
+
+
+def rows_of(report: Report) -> list[TableRow]:
+    names = [backbone.name for backbone in report.backbones]
+    return table_rows(report.categories, names, report.scores)
+
+
+def test_page_shows_the_schema_of_the_model():
+    assert Report.model_json_schema() == SCHEMA
+
+
+def test_page_shows_a_valid_report():
+    report = report_with()
+    assert json.loads(readable_json(report.model_dump(mode="json"))) == EXAMPLE
+
+
+def test_rows_of_the_page_follow_from_its_scores():
+    assert rows_of(report_with()) == report_with().table
+
+
+@pytest.mark.parametrize(
+    ("change", "pattern"),
+    [
+        ({"format_version": 2}, "format_version is 2, this version reads 1 only"),
+        ({"format": "other"}, "format is 'other'"),
+        ({"scored": []}, "unknown key 'scored'; did you mean 'scores'"),
+        ({"scores": EXAMPLE["scores"][:1]}, "one entry per category and backbone"),
+        ({"data": 3}, "key 'data'.*found 3"),
+    ],
+)
+def test_report_that_is_wrong_is_refused(change, pattern):
+    with pytest.raises(EvaluatorError, match=pattern):
+        report_with(**change)
+
+
+def test_group_means_average_categories_before_seeds():
+    rows = {(r.group, r.category, r.metric): r for r in rows_of(two_categories())}
+    # Per seed (0.9 + 0.6) / 2 = 0.75 and (0.8 + 0.7) / 2 = 0.75: no spread is left.
+    mean = rows["all", "mean", "pixel_auroc"]
+    assert (mean.mean, mean.sd, mean.n_seeds) == (75.0, 0.0, 2)
+    own = rows["own", "bolt", "image_auroc"]
+    assert (own.mean, own.sd) == (60.0, 14.1421)  # 20 / sqrt 2
+    assert {key[0] for key in rows} == {"other", "own", "all"}
+
+
+def test_csv_leaves_the_sd_of_one_seed_empty():
+    row = TableRow(
+        group="own", category="bolt", backbone="a, b", metric="pixel_auroc", mean=97.5, n_seeds=1
+    )
+    assert csv_text([row]) == (
+        'group,category,backbone,metric,mean,sd,n_seeds\nown,bolt,"a, b",pixel_auroc,97.5000,,1\n'
+    )
+
+
+def test_paper_table_is_the_printed_one():
+    table = paper_table()
+    assert len(table.values) == 15
+    assert table.columns[0] == "ImageNet"
+    assert table.values["tile"] == (84.9, 72.3, 76.8, 80.5, 90.6, 91.0)
+    assert [name for name, group in table.group.items() if group == "low"] == [
+        "metal_nut",
+        "pill",
+        "tile",
+        "wood",
+    ]
+    assert (group_of("wood"), group_of("zipper"), group_of("bolt")) == ("low", "other", "own")
+
+
+def test_markdown_puts_the_paper_beside_matching_categories():
+    report = two_categories()
+    text = markdown(report.model_copy(update={"table": rows_of(report)}))
+    pixel, image = text.split("**Image AUROC")
+    lines = [[cell.strip() for cell in line.split("|")] for line in pixel.splitlines()]
+    bottle = next(line for line in lines if line[1:2] == ["bottle"])
+    assert bottle[2:] == ["85.0 ± 7.1", "98.1", "90.4", "95.1", "94.4", "97.1", "96.6", ""]
+    bolt = next(line for line in lines if line[1:2] == ["bolt"])
+    assert bolt[2:4] == ["65.0 ± 7.1", "–"]
+    assert "mean of 2: all" in pixel
+    assert "paper" not in image
