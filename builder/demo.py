@@ -9,6 +9,8 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -129,6 +131,7 @@ def make_demo_data(
     found = _inspect(out, wanted, names)
     if found is not None:
         return DemoSummary(found, len(tasks), masks, 0, time.monotonic() - started)
+    (out / RECORD).unlink(missing_ok=True)  # while files change, the set is not complete
     digests, sizes = {}, {}
     for name, text in (("README.md", README), ("LICENSE.txt", LICENSE)):
         digests[name], sizes[name] = _write(out / name, text.encode())
@@ -182,22 +185,8 @@ def _inspect(out: Path, wanted: dict[str, object], names: list[str]) -> DemoReco
         return None
     if not out.is_dir():
         raise BuilderError(f"{out}: is a file; name a folder for the demo data")
-    known = {*names, RECORD}
-    present: set[str] = set()
-    surplus: list[str] = []
-    halves: list[Path] = []  # what a killed writer leaves behind
-    for path in out.rglob("*"):
-        name = path.relative_to(out).as_posix()
-        if path.is_dir():
-            continue
-        if path.name.startswith(".") and ".tmp-" in path.name:
-            halves.append(path)
-            continue
-        present.add(name)
-        if name not in known:
-            surplus = [name]
-            break
-    if not present:
+    present, halves, foreign = _scan(out, {*names, RECORD})
+    if not present and foreign is None:
         return None
     ours = (out / "README.md").is_file() and (out / "README.md").read_bytes() == README.encode()
     if (out / RECORD).exists():
@@ -208,17 +197,34 @@ def _inspect(out: Path, wanted: dict[str, object], names: list[str]) -> DemoReco
                     f"{out}: holds a demo set with {key} {getattr(record, key)!r}, asked for "
                     f"{value!r}; delete the folder or name another one"
                 )
-    if surplus or not ours:
+    if foreign is not None or not ours:
         raise BuilderError(
-            f"{out}: holds {(surplus or sorted(present))[0]}, which is not part of the demo set; "
+            f"{out}: holds {foreign or min(present)}, which is not part of the demo set; "
             "name an empty or new folder"
         )
     for path in halves:
         path.unlink()
-    if present != known:
+    if present != {*names, RECORD}:
         return None
     digests = {name: sha256_of_file(out / name) for name in names}
     return record if _set_digest(digests) == record.sha256 else None
+
+
+def _scan(out: Path, known: set[str]) -> tuple[set[str], list[Path], str | None]:
+    """Our files in the folder, what a killed writer left of them, and the first foreign file."""
+    present, halves = set(), []
+    for path in out.rglob("*"):
+        if path.is_dir():
+            continue
+        name = path.relative_to(out).as_posix()
+        target = path.with_name(path.name[1:].split(".tmp-")[0]).relative_to(out).as_posix()
+        if name in known:
+            present.add(name)
+        elif path.name.startswith(".") and ".tmp-" in path.name and target in known:
+            halves.append(path)
+        else:
+            return present, halves, name
+    return present, halves, None
 
 
 def _set_digest(digests: dict[str, str]) -> str:
@@ -242,7 +248,7 @@ def _render_all(tasks: list[Task], jobs: int | None) -> Iterator[tuple[str, str,
             yield from _draw(task)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker) as pool:
         futures = [pool.submit(_draw, task) for task in tasks]
         try:
             for future in as_completed(futures):
@@ -254,6 +260,19 @@ def _render_all(tasks: list[Task], jobs: int | None) -> Iterator[tuple[str, str,
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # A worker whose parent was killed would wait for work for ever.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _usable_cores() -> int:
