@@ -81,7 +81,8 @@ def save_checkpoint(
     metrics_bytes: int,
 ) -> CheckpointRecord:
     """Write checkpoint-STEP.safetensors, then checkpoint.json; older files but one go."""
-    data = save(_tensors(model, optimizer), {"format": "semiformula-checkpoint", "step": str(step)})
+    # One metadata entry: safetensors orders several at random, and equal runs are equal files.
+    data = save(_tensors(model, optimizer), {"format": "semiformula-checkpoint"})
     record = CheckpointRecord(
         file=f"checkpoint-{step:08d}.safetensors",
         bytes=len(data),

@@ -105,7 +105,10 @@ def export_backbone(
         for name, tensor in model.state_dict().items()
         if not name.startswith(architecture.classifier)
     }
-    data = save(tensors, {"format": "semiformula-backbone", "arch": config.arch})
+    # One entry of metadata: safetensors writes several in random order, and equal runs must be
+    # equal files.
+    # One metadata entry: safetensors orders several at random, and equal runs are equal files.
+    data = save(tensors, {"format": "semiformula-backbone"})
     backbone = Backbone(
         trainer_version=__version__,
         arch=config.arch,

@@ -42,7 +42,7 @@ def direct_loss(
     share = 1 / (truth.shape[1] + 1)
     components = share * distance.amin(dim=2).sum(dim=1).mean()
     scale = share * (theta[:, -1] - estimate[:, -1]).square().mean()
-    return components + scale, {"components": components, "scale": scale}
+    return components + scale, {"components": components.detach(), "scale": scale.detach()}
 
 
 def indirect_loss(
@@ -51,7 +51,8 @@ def indirect_loss(
     """L_indirect (10, 11): mean squared error between I_ano and f_ano(I_norm, theta^).
 
     `normal` and `anomaly` are [B, C, H, W] in [-1, 1], `estimate` is [B, K(C+6)+1]; the mean runs
-    over batch, channels and pixels, so it does not change with the image size.
+    over batch, channels and pixels, so it does not change with the image size. Beside it stands
+    `unpainted`, what I_norm itself would cost: a network that learnt no more than s = 0 has that.
     """
     loss = F.mse_loss(render(normal, estimate, coordinates), anomaly)
-    return loss, {"image": loss}
+    return loss, {"unpainted": F.mse_loss(normal, anomaly)}

@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -112,6 +112,7 @@ def pretrain(options: Options) -> None:
 
         model.train()
         with (
+            closing(this.log),
             stop_signals() as stop,
             progress_bar(this, at, last_step) as bar,
             batches_from(this, at.step, options.workers) as stream,
@@ -129,7 +130,7 @@ def pretrain(options: Options) -> None:
                 norm = gradient_norm(model)  # nothing waits for the device here
                 optimizer.step()
 
-                at.pending.append({"loss": loss.detach(), "grad_norm": norm, **terms})
+                at.pending.append({"loss": loss.detach(), "grad_norm": norm} | terms)
                 at.step += 1
                 at.seconds += time.perf_counter() - mark
                 bar.update()
@@ -139,7 +140,6 @@ def pretrain(options: Options) -> None:
                     save(this, at, stop, bar, options.out)
             if at.step > at.saved_step:
                 save(this, at, stop, bar, options.out)
-        this.log.close()
         if stop.signal:
             name = signal.Signals(stop.signal).name
             click.echo(f"Stopped by {name} at step {at.step}; the same command goes on.", err=True)

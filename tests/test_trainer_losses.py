@@ -1,0 +1,82 @@
+"""Heads and losses of section 3.2."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tests import naive
+from tests.shards_by_hand import draw_theta
+from trainer.losses import direct_loss, heads, indirect_loss
+from trainer.render import pixel_coordinates, render, split_theta
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_direct_loss_agrees_with_plain_loops(channels: int) -> None:
+    rng = np.random.default_rng(0)
+    truth = np.stack([draw_theta(rng, 5, channels) for _ in range(3)])
+    guess = np.stack([draw_theta(rng, 5, channels) for _ in range(3)])
+    loss, terms = direct_loss(torch.from_numpy(guess), torch.from_numpy(truth), channels)
+    pairs = zip(guess, truth, strict=True)
+    expected = np.mean([naive.direct_loss(g, t, channels) for g, t in pairs])
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+    assert sum(terms.values()).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_direct_loss_typed_by_hand() -> None:
+    # C = 1, K = 2, 7 values each. Both true components are nearest to the first estimate (at
+    # squared distances 1 and 4 of 7), the second estimate is nobody's; s differs by 0.5.
+    truth = torch.tensor([[1.0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0.5]])
+    guess = torch.tensor([[0.0, 0, 0, 0, 0, 0, 0, 9, 9, 9, 9, 9, 9, 9, 1.0]])
+    loss, _ = direct_loss(guess, truth, channels=1)
+    assert loss.item() == pytest.approx((0.25 + 1 / 7 + 4 / 7) / 3)
+
+
+def test_direct_loss_ignores_the_order_of_estimates() -> None:
+    rng = np.random.default_rng(1)
+    truth = torch.from_numpy(draw_theta(rng, 4, 3))[None]
+    shuffled = torch.cat(
+        (truth[:, :-1].view(1, 4, 9)[:, [2, 0, 3, 1]].flatten(1), truth[:, -1:]), 1
+    )
+    assert direct_loss(shuffled, truth, 3)[0].item() == 0
+
+
+@pytest.mark.parametrize("size", [0.0, 1.0, 1e4])
+def test_heads_keep_every_parameter_in_its_range(size: float) -> None:
+    outputs = torch.randn(8, 271, generator=torch.Generator().manual_seed(0)) * size
+    part = split_theta(heads(outputs, channels=3), channels=3)
+    assert part.color.abs().max() <= 1
+    assert part.mean.abs().max() <= 1
+    assert part.sigma.min() >= 1e-3
+    assert part.rho.abs().max() <= 1
+    torch.testing.assert_close(part.pi.sum(dim=1), torch.ones(8))
+    assert part.scale.min() >= 0
+    assert part.scale.max() <= 1
+
+
+def test_heads_typed_by_hand() -> None:
+    theta = heads(torch.tensor([[1.0, 0, -1, 0, 0, 1, 2, 3]]), channels=1)
+    expected = [0.7615942, 0, -0.7615942, 0.6941472, 0.6941472, 0.7615942, 1.0, 0.9525741]
+    assert theta[0].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("size", [1.0, 30.0, 1e4])
+def test_indirect_loss_gradient_is_finite(size: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    outputs = (torch.randn(4, 271, generator=generator) * size).requires_grad_()
+    normal, anomaly = torch.rand(2, 4, 3, 16, 16, generator=generator) * 2 - 1
+    loss, _ = indirect_loss(heads(outputs, 3), normal, anomaly, pixel_coordinates(16, 16))
+    loss.backward()
+    assert loss.isfinite()
+    assert outputs.grad is not None
+    assert outputs.grad.isfinite().all()
+
+
+def test_indirect_loss_is_zero_for_the_true_theta() -> None:
+    theta = torch.from_numpy(draw_theta(np.random.default_rng(2), 3, 3))[None]
+    normal = torch.zeros(1, 3, 8, 8)
+    grid = pixel_coordinates(8, 8)
+    loss, terms = indirect_loss(theta, normal, render(normal, theta, grid), grid)
+    assert loss.item() == 0
+    assert terms["unpainted"] > 0
