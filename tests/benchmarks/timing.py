@@ -1,0 +1,23 @@
+"""The one way benchmarks time and print."""
+
+import time
+from collections.abc import Callable
+
+
+def seconds(work: Callable[[], object], repeats: int = 5) -> float:
+    """The least wall time of several runs, after one that warms up: the others were disturbed."""
+    work()
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def table(title: str, unit: str, rows: list[tuple[str, float, str]]) -> None:
+    """Print rows of (name, value, remark); the first is what the ratios refer to."""
+    print(f"\n{title}")
+    base = rows[0][1]
+    for name, value, remark in rows:
+        print(f"  {name:<44} {value:>10.3f} {unit:<9} x{value / base:>7.2f}  {remark}")

@@ -1,0 +1,114 @@
+"""SIGKILL the builder and the trainer at random moments; the results equal an undisturbed run's.
+
+    python -m tests.kill_and_resume --photographs DIR
+
+DIR is a folder of normal photographs. Each program runs once in peace and once with kills; the
+bytes of the dataset and of the exported weights (on the CPU) must be the same. Minutes: about 4.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+def main() -> None:
+    """Run both programs in peace and with kills; exit code 1 when anything differs."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--photographs", type=Path, required=True)
+    parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument("--samples", type=int, default=3000)
+    parser.add_argument("--recipe", default="fine")
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    moments = random.Random(options.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        same = builder_survives(Path(folder), options, moments)
+        same &= trainer_survives(Path(folder), options, moments)
+    sys.exit(0 if same else 1)
+
+
+def builder_survives(root: Path, options: argparse.Namespace, moments: random.Random) -> bool:
+    """Whether the dataset's files are the same bytes after kills."""
+    words = ["builder", "build", options.recipe, "--samples", str(options.samples)]
+    words += ["--normals", str(options.photographs), "--out"]
+    calm, killed = root / "calm", root / "killed"
+    spent = run([*words, str(calm)])
+    kills = run_with_kills([*words, str(killed)], spent, options.kills, moments)
+    return report("builder", kills, hashes(calm, "*") == hashes(killed, "*"))
+
+
+def trainer_survives(root: Path, options: argparse.Namespace, moments: random.Random) -> bool:
+    """Whether the exported weights and the metrics' steps are the same after kills."""
+    words = ["trainer", "pretrain", "--data", str(root / "calm"), "--loss", "indirect"]
+    words += ["--arch", "resnet18", "--size", str(options.size), "--batch-size", "16"]
+    words += ["--device", "cpu", "--checkpoint-every", "5", "--steps", str(options.steps)]
+    calm, killed = root / "run-calm", root / "run-killed"
+    spent = run([*words, "--out", str(calm)])
+    kills = run_with_kills([*words, "--out", str(killed)], spent, options.kills, moments)
+    pattern = "backbone.safetensors"
+    return report("trainer", kills, hashes(calm, pattern) == hashes(killed, pattern))
+
+
+def run(words: list[str]) -> float:
+    """Run a command to its end and return its seconds."""
+    start = time.monotonic()
+    subprocess.run([sys.executable, "-m", *words], check=True, stdout=subprocess.DEVNULL)
+    return time.monotonic() - start
+
+
+def run_with_kills(
+    words: list[str], spent: float, kills: int, moments: random.Random
+) -> list[float]:
+    """Start and SIGKILL the command `kills` times, then let it end; return the moments."""
+    done = []
+    for i in range(kills):
+        moment = moments.uniform(0.1, 0.9) * spent
+        process = subprocess.Popen(
+            [sys.executable, "-m", *words],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        time.sleep(moment)
+        if process.poll() is None:
+            # In turn the parent alone, and the parent with its workers.
+            (os.killpg if i % 2 else os.kill)(process.pid, signal.SIGKILL)
+            done.append(moment)
+        process.wait()
+    run(words)
+    return done
+
+
+def hashes(folder: Path, pattern: str) -> dict[str, str]:
+    """SHA-256 by name of the files below a folder; there must be some."""
+    found = {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob(pattern))
+        if path.is_file()
+    }
+    assert found, f"nothing in {folder}"
+    return found
+
+
+def report(name: str, kills: list[float], same: bool) -> bool:
+    """Print the verdict and hand it on."""
+    listed = ", ".join(f"{moment:.1f}" for moment in kills)
+    print(
+        f"{name}: killed {len(kills)} times (after {listed} s): {'same' if same else 'DIFFERENT'}"
+    )
+    return same
+
+
+if __name__ == "__main__":
+    main()
