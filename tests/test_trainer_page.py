@@ -18,12 +18,12 @@ PAGE = (Path(trainer.__file__).parent / "CHECKPOINT.md").read_text(encoding="utf
 BLOCKS = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)]
 
 
-@pytest.mark.parametrize(("number", "model"), enumerate([Run, Checkpoints, Backbone]))
+@pytest.mark.parametrize(("number", "model"), [(0, Run), (1, Checkpoints), (2, Backbone)])
 def test_page_example_is_valid(number: int, model: type[BaseModel]) -> None:
     assert model.model_validate(BLOCKS[number]).model_dump(mode="json") == BLOCKS[number]
 
 
-@pytest.mark.parametrize(("number", "model"), enumerate([Run, Checkpoints, Backbone]))
+@pytest.mark.parametrize(("number", "model"), [(0, Run), (1, Checkpoints), (2, Backbone)])
 def test_page_schema_is_the_models(number: int, model: type[BaseModel]) -> None:
     assert model.model_json_schema() == BLOCKS[3 + number]
 
