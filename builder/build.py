@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -44,12 +39,11 @@ from builder.shards import (
     write_shard,
 )
 from builder.sources import Source, count_kept
+from builder.workers import results, worker_pool
 
 BATCH = 16  # samples rendered at a time: bounds a worker's memory
 NORMALS_PER_SHARD = 5000
 MAX_FAULTS_SHOWN = 5
-
-T = TypeVar("T")
 
 
 class Plan(Model):
@@ -87,7 +81,7 @@ def build(
     """
     start = time.perf_counter()
     _refuse_foreign(out, recipe)
-    with _workers(jobs) as pool:
+    with worker_pool(jobs) as pool:
         prepared, report = _prepare(pool, recipe, source, allow_incomplete)
         plan = Plan(
             format="semiformula-plan",
@@ -120,49 +114,6 @@ def build(
     )
 
 
-def usable_cores() -> int:
-    """The cores that this process may run on (Slurm and containers restrict them)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _workers(jobs: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_start_worker)
-
-
-def _start_worker() -> None:
-    # One thread a process: the processes fill the cores. Set before numba is imported.
-    os.environ["NUMBA_NUM_THREADS"] = "1"
-    # Ctrl-C is the parent's to answer: shards in work are finished and committed.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    # A worker whose parent was killed would wait for work for ever.
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _results(
-    pool: ProcessPoolExecutor, tasks: Sequence[Callable[[], T]]
-) -> Iterator[tuple[int, T]]:
-    """Run the tasks in the pool and yield (number, result) as they finish."""
-    futures: dict[Future[T], int] = {pool.submit(task): i for i, task in enumerate(tasks)}
-    try:
-        for future in as_completed(futures):
-            yield futures.pop(future), future.result()
-    except BrokenProcessPool:
-        raise BuilderError(
-            "a worker process was killed (out of memory?); what is committed is kept: "
-            "run the same command again, with fewer --jobs if memory was short"
-        ) from None
-    finally:
-        for future in futures:
-            future.cancel()
-
-
 def _prepare(
     pool: ProcessPoolExecutor, recipe: Recipe, source: Source, allow_incomplete: bool
 ) -> tuple[list[tuple[int, Prepared]], SourceReport]:
@@ -171,7 +122,7 @@ def _prepare(
     tasks = [partial(prepare_normal, p.path, recipe.size_px, recipe.channels) for p in photographs]
     prepared: dict[int, Prepared] = {}
     with tqdm(total=len(tasks), desc="normals", unit="img", disable=None) as bar:
-        for i, one in _results(pool, tasks):
+        for i, one in results(pool, tasks):
             prepared[i] = one
             bar.update()
     kept = [(i, prepared[i]) for i in range(len(tasks)) if not prepared[i].fault]
@@ -276,7 +227,7 @@ def _run_shards(
     built: list[ShardRecord] = []
     tasks = [partial(work, i, name) for i, name in enumerate(names)]
     with tqdm(total=recipe.samples, desc="samples", unit="img", disable=None) as bar:
-        for i, (new, record) in _results(pool, tasks):
+        for i, (new, record) in results(pool, tasks):
             records[i] = record
             if new:
                 built.append(record)

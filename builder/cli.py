@@ -20,7 +20,9 @@ def main() -> None:
 @click.option("--train", default=60, show_default=True, help="Normal training images a product.")
 @click.option("--good", default=15, show_default=True, help="Normal test images a product.")
 @click.option("--defects", default=8, show_default=True, help="Test images a kind of defect.")
-@click.option("--size", "size_px", default=256, show_default=True, help="Edge in pixels.")
+@click.option(
+    "--size", "size_px", default=256, show_default=True, help="Edge in pixels, 48 to 1024."
+)
 @click.option("--seed", default=0, show_default=True, help="Another seed is another set.")
 @click.option("--jobs", type=click.IntRange(1), help="Processes; default: all usable cores.")
 def demo_data(
@@ -66,9 +68,9 @@ def build(
     """
     from builder.artifacts import parse_model
     from builder.build import build as run
-    from builder.build import usable_cores
     from builder.recipe import Recipe, load_recipe
     from builder.sources import find_source
+    from builder.workers import usable_cores
 
     plan = load_recipe(recipe)
     if samples is not None:

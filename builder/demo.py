@@ -7,14 +7,9 @@ PRODUCT/ground_truth/DEFECT, and demo.json, written last, which says that the se
 from __future__ import annotations
 
 import io
-import multiprocessing
-import os
-import signal
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -26,6 +21,7 @@ from builder.artifacts import Model, atomic_file, read_json, sha256_of, sha256_o
 from builder.demo_defects import KINDS
 from builder.demo_render import PRODUCTS, render_defect, render_normal
 from builder.errors import BuilderError
+from builder.workers import results, usable_cores, worker_pool
 
 RECORD = "demo.json"
 PNG_LEVEL = 3  # fixed, so that a rerun writes the same bytes
@@ -242,42 +238,14 @@ def _write(path: Path, data: bytes) -> tuple[str, int]:
 
 def _render_all(tasks: list[Task], jobs: int | None) -> Iterator[tuple[str, str, int]]:
     """Draw and write every task; name, digest and size of each file as it is done."""
-    jobs = min(jobs or _usable_cores(), max(1, len(tasks) // 8))  # a worker's start costs pictures
+    jobs = min(jobs or usable_cores(), max(1, len(tasks) // 8))  # a worker's start costs pictures
     if jobs == 1:
         for task in tasks:
             yield from _draw(task)
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker) as pool:
-        futures = [pool.submit(_draw, task) for task in tasks]
-        try:
-            for future in as_completed(futures):
-                yield from future.result()
-        except BrokenProcessPool:
-            raise BuilderError(
-                "demo data: a worker process died (out of memory?); run the same command again, "
-                "with fewer jobs"
-            ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    # A worker whose parent was killed would wait for work for ever.
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _usable_cores() -> int:
-    """Cores this process may use; the machine's count is wrong in containers and under Slurm."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with worker_pool(jobs) as pool:
+        for _, files in results(pool, [partial(_draw, task) for task in tasks]):
+            yield from files
 
 
 def _draw(task: Task) -> list[tuple[str, str, int]]:

@@ -10,12 +10,13 @@ import webdataset
 from PIL import Image
 
 from builder.artifacts import parse_model
-from builder.build import build, usable_cores
+from builder.build import build
 from builder.demo import make_demo_data
 from builder.images import decode_pixels, encode_pixels
 from builder.prior import draw
 from builder.recipe import Recipe, load_recipe
 from builder.sources import find_source
+from builder.workers import usable_cores
 from tests import naive
 from tests.benchmarks.timing import seconds, table
 
