@@ -99,8 +99,9 @@ def pretrain(options: Options) -> None:
     Raises TrainerError in one line for every bad input, for an option that differs from the run
     folder's, and for a loss or gradient that is not finite.
     """
+    dataset = read_dataset(options.data)  # a wrong path leaves no run folder behind
     with locked(options.out):
-        this = set_up(options)
+        this = set_up(options, dataset)
         task, model, optimizer = this.task, this.model, this.optimizer
         at = Progress()
         if (old := this.resumed) is not None:
@@ -147,9 +148,8 @@ def pretrain(options: Options) -> None:
         finish(this, at, first_step, options.out)
 
 
-def set_up(options: Options) -> Setup:
+def set_up(options: Options, dataset: Dataset) -> Setup:
     """Read and verify everything that the loop needs, and go to the newest checkpoint."""
-    dataset = read_dataset(options.data)
     device = pick_device(options.device)
     config = config_of(options, dataset, device)
     run = open_run(options.out, config, dataset, options.data, options.duration)
