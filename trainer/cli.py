@@ -74,7 +74,7 @@ def pretrain(
 @click.option("--out", "png", type=click.Path(dir_okay=False, path_type=Path),
               help="[default: RUN/figure5.png]")  # fmt: skip
 def show(run: Path, data: Path | None, png: Path | None) -> None:
-    """Draw figure 5 of the paper for held-out samples, and the loss curve."""
+    """Draw figure 5 of the paper for held-out samples."""
     with interruptible():
         from trainer.show import draw_figure5
 
@@ -87,9 +87,18 @@ def show(run: Path, data: Path | None, png: Path | None) -> None:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Ctrl-C ends in one line and exit code 130."""
+    """Ctrl-C ends in one line and exit code 130; a full disk or memory in one line and 1."""
     try:
         yield
+    except OSError as error:
+        raise TrainerError(f"{error.filename or 'output'}: {error.strerror or error}") from None
+    except RuntimeError as error:
+        if (
+            type(error).__name__ != "OutOfMemoryError"
+        ):  # torch's, named so that --help needs no torch
+            raise
+        first = str(error).splitlines()[0]
+        raise TrainerError(f"{first} Use a smaller --batch-size in a new --out.") from None
     except KeyboardInterrupt:
         click.echo("Interrupted.", err=True)
         raise SystemExit(130) from None

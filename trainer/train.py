@@ -120,10 +120,8 @@ def pretrain(options: Options) -> None:
         ):
             while at.step < last_step and at.seconds < last_second and not stop.signal:
                 mark = time.perf_counter()
-                batch = next(stream)
+                batch = next_batch(stream)
                 at.waited += time.perf_counter() - mark
-                if isinstance(batch, TrainerError):
-                    raise batch
 
                 loss, terms = loss_of(task, model, batch)
                 optimizer.zero_grad(set_to_none=True)
@@ -220,6 +218,20 @@ def batches_from(this: Setup, step: int, workers: int | None) -> Iterator[Iterat
         # An endless stream never ends its workers, and as they ignore SIGTERM nor does the exit.
         if workers:
             stream._shutdown_workers()  # type: ignore[attr-defined]
+
+
+def next_batch(stream: Iterator[Any]) -> Batch:
+    """The next batch; what went wrong in a worker, as a TrainerError."""
+    try:
+        batch: Batch | TrainerError = next(stream)
+    except RuntimeError as error:  # killed, for want of memory as a rule
+        raise TrainerError(
+            f"a loader's worker ended ({str(error).splitlines()[0]}); the same command goes on "
+            "from the last checkpoint, perhaps with fewer --workers"
+        ) from None
+    if isinstance(batch, TrainerError):
+        raise batch
+    return batch
 
 
 def as_it_is(batch: Batch | TrainerError) -> Batch | TrainerError:
