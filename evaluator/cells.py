@@ -20,7 +20,14 @@ from evaluator.features import extract, feature_store
 from evaluator.inspection import Category, load_mask
 from evaluator.metrics import auroc, rarity, share_thresholds
 from evaluator.networks import Network
-from evaluator.padim import LayerFeatures, anomaly_maps, distance_tiles, finest_grid, tile_positions
+from evaluator.padim import (
+    LayerFeatures,
+    anomaly_maps,
+    distance_tiles,
+    finest_grid,
+    plan_tiles,
+    usable_workers,
+)
 from evaluator.report import Cell, CellConfig, DimsOfSeed, HeatMaps, Protocol, Scores
 
 EXAMPLES = 3  # defective test images per category on the page of heat maps
@@ -162,10 +169,12 @@ def _maps_of_seed(
     """Score maps of all test images for one seed: float32 [test images, size, size]."""
     images = layers[0].values.shape[1]
     rows, columns = finest_grid(layers)
-    tile = tile_positions(images, len(dims.indices), work.max_memory_bytes)
+    tile, workers = plan_tiles(
+        images, len(dims.indices), work.max_memory_bytes, usable_workers(network.device)
+    )
     distance = np.empty((images - train_images, rows * columns), np.float32)
     for positions, values in distance_tiles(
-        layers, dims.indices, train_images, protocol.epsilon, tile, network.device
+        layers, dims.indices, train_images, protocol.epsilon, tile, workers, network.device
     ):
         distance[:, positions] = values.T
     size_px = protocol.crop_px or protocol.resize_px

@@ -27,7 +27,7 @@ from evaluator.cells import (
 from evaluator.errors import EvaluatorError
 from evaluator.inspection import Category, find_categories, load_image
 from evaluator.networks import Network
-from evaluator.padim import draw_dims, tile_positions
+from evaluator.padim import draw_dims, plan_tiles
 from evaluator.report import (
     BackboneRecord,
     CategoryRecord,
@@ -183,7 +183,7 @@ def _check_memory(
 ) -> None:
     images = max(len(category.train) + len(category.test) for category in categories)
     for backbone in backbones:
-        tile_positions(images, backbone.record.dims, options.work.max_memory_bytes)
+        plan_tiles(images, backbone.record.dims, options.work.max_memory_bytes, max_workers=1)
 
 
 def _all_cells(

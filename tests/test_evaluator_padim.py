@@ -10,8 +10,8 @@ from evaluator.padim import (
     anomaly_maps,
     distance_tiles,
     draw_dims,
+    plan_tiles,
     repeated_index,
-    tile_positions,
 )
 from tests import naive
 
@@ -36,11 +36,13 @@ def made_up_layers(seed: int, grids: tuple[tuple[int, int], ...]) -> list[np.nda
     ]
 
 
-def distances(features: list[np.ndarray], dims: list[int], train: int, tile: int) -> np.ndarray:
+def distances(
+    features: list[np.ndarray], dims: list[int], train: int, tile: int, workers: int = 1
+) -> np.ndarray:
     layers = [layer_of(f) for f in features]
     rows, columns = features[0].shape[2:]
     found = np.empty((14 - train, rows * columns), np.float32)
-    for positions, values in distance_tiles(layers, dims, train, 0.01, tile, CPU):
+    for positions, values in distance_tiles(layers, dims, train, 0.01, tile, workers, CPU):
         found[:, positions] = values.T
     return found.reshape(-1, rows, columns)
 
@@ -54,24 +56,25 @@ def test_distances_equal_the_slow_version(grids, train):
     np.testing.assert_allclose(distances(features, dims, train, 6), expected, rtol=1e-5)
 
 
-def test_distances_do_not_depend_on_the_tile():
+def test_distances_do_not_depend_on_tiles_and_workers():
     features = made_up_layers(1, ((8, 8), (4, 4), (2, 2)))
     dims = [1, 5, 11]
     whole = distances(features, dims, 9, 64)
     np.testing.assert_array_equal(distances(features, dims, 9, 1), whole)
+    np.testing.assert_array_equal(distances(features, dims, 9, 5, workers=3), whole)
 
 
 def test_distance_of_a_known_gaussian():
     # Train 0 and 2: mean 1, variance 2; with epsilon 0.01 the test value 4 lies 3 / sqrt(2.01) off.
     values = np.array([[[0.0], [2.0], [4.0]]], np.float32)
-    ((_, found),) = distance_tiles([LayerFeatures(1, 1, values)], [0], 2, 0.01, 1, CPU)
+    ((_, found),) = distance_tiles([LayerFeatures(1, 1, values)], [0], 2, 0.01, 1, 1, CPU)
     np.testing.assert_allclose(found, [[3 / np.sqrt(2.01)]], rtol=1e-6)
 
 
 def test_covariance_that_is_not_positive_definite_is_one_line():
     values = np.full((1, 3, 2), 1e18, np.float32) * np.array([[[1], [2], [3]]], np.float32)
     with pytest.raises(EvaluatorError, match="raise it"):
-        list(distance_tiles([LayerFeatures(1, 1, values)], [0, 1], 2, 1e-6, 1, CPU))
+        list(distance_tiles([LayerFeatures(1, 1, values)], [0, 1], 2, 1e-6, 1, 1, CPU))
 
 
 def test_coarse_grids_are_repeated_by_nearest():
@@ -108,12 +111,20 @@ def test_blur_keeps_the_mean_and_mirrors_at_the_border():
     assert blurred.std() < sharp.std()
 
 
-def test_tile_fits_the_memory():
+def test_distances_leave_the_thread_count_alone():
+    before = torch.get_num_threads()
+    distances(made_up_layers(2, ((4, 4), (2, 2), (1, 1))), [0, 5], 9, 4, workers=2)
+    assert torch.get_num_threads() == before
+
+
+def test_tiles_fit_the_memory():
     # One position of 10 images x 100 dims: 8 (2 100 100 + 3 10 100) = 184,000 bytes.
-    assert tile_positions(10, 100, 1_000_000) == 5
-    assert tile_positions(10, 100, 184_000) == 1
+    assert plan_tiles(10, 100, 1_000_000, max_workers=1) == (5, 1)
+    assert plan_tiles(10, 100, 1_000_000, max_workers=2) == (2, 2)
+    assert plan_tiles(10, 100, 400_000, max_workers=8) == (1, 2)
+    assert plan_tiles(10, 100, 184_000, max_workers=8) == (1, 1)
 
 
 def test_tile_that_does_not_fit_is_refused():
     with pytest.raises(EvaluatorError, match="--max-memory: one position of 10 images x 100"):
-        tile_positions(10, 100, 183_999)
+        plan_tiles(10, 100, 183_999, max_workers=1)
