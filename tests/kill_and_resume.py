@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -70,10 +71,10 @@ def run(words: list[str]) -> float:
 def run_with_kills(
     words: list[str], spent: float, kills: int, moments: random.Random
 ) -> list[float]:
-    """Start and SIGKILL the command `kills` times, then let it end; return the moments."""
-    done = []
-    for i in range(kills):
-        moment = moments.uniform(0.1, 0.9) * spent
+    """SIGKILL the command `kills` times, each at a moment of its own, then let it end."""
+    done: list[float] = []
+    while len(done) < kills:
+        moment = moments.uniform(0.05, 0.6) * spent
         process = subprocess.Popen(
             [sys.executable, "-m", *words],
             stdout=subprocess.DEVNULL,
@@ -83,8 +84,12 @@ def run_with_kills(
         time.sleep(moment)
         if process.poll() is None:
             # In turn the parent alone, and the parent with its workers.
-            (os.killpg if i % 2 else os.kill)(process.pid, signal.SIGKILL)
+            (os.killpg if len(done) % 2 else os.kill)(process.pid, signal.SIGKILL)
             done.append(moment)
+        else:  # it was through before its moment came: begin again, and strike earlier
+            assert process.returncode == 0, words
+            shutil.rmtree(words[-1])
+            spent *= 0.7
         process.wait()
     run(words)
     return done
