@@ -101,7 +101,7 @@ def make_demo_data(
     size_px: int = 256,
     seed: int = 0,
     jobs: int | None = None,
-    products: Sequence[str] = ("metal", "tile", "wood"),
+    products: Sequence[str] = ("plank", "plate", "terrazzo"),
 ) -> DemoSummary:
     """Write the demo set into the folder `out`, or find that it is there already.
 

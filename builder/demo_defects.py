@@ -78,12 +78,14 @@ def scratch(product: str, surface: Surface, rng: np.random.Generator) -> Changed
         cover = np.maximum(cover, inside(np.abs(distance) - 1.35 * half - 0.2, pixel))
     on_part = inside(surface.edge + 0.5, pixel)
     groove, burr, cover = groove * on_part, burr * on_part, cover * on_part
-    deepness = strength * {"metal": 0.85, "wood": 1.2, "tile": 1.0}[product]
+    deepness = strength * {"plate": 0.85, "plank": 1.2, "terrazzo": 1.0}[product]
     # A scratch shows the bare material, or the dirt that has settled in it.
-    bare = {"metal": (225, 226, 228), "wood": (108, 76, 48), "tile": (248, 247, 244)}[product]
-    if product != "wood" and rng.random() < 0.5:
+    bare = {"plate": (225, 226, 228), "plank": (108, 76, 48), "terrazzo": (248, 247, 244)}[product]
+    if product != "plank" and rng.random() < 0.5:
         bare = (70, 68, 66)
-    share = np.clip(groove * strength * {"metal": 0.6, "wood": 0.75, "tile": 1.0}[product], 0, 0.85)
+    share = np.clip(
+        groove * strength * {"plate": 0.6, "plank": 0.75, "terrazzo": 1.0}[product], 0, 0.85
+    )
     dull = 1 - 0.75 * np.clip(groove * strength, 0, 1)
     return replace(
         surface,
@@ -125,17 +127,17 @@ def chip(product: str, surface: Surface, rng: np.random.Generator) -> Changed:
     pixel = REFERENCE_PX / size_px
     x, y = grid(size_px)
     radius = float(np.exp(rng.uniform(np.log(8.5), np.log(20))))
-    if product == "wood":
+    if product == "plank":
         centre, stretch, turn = _spot(rng, surface, 0.0, 100.0), rng.uniform(1.3, 2.4), np.pi / 2
         turn += surface.angle + rng.normal(0, 0.08)
     else:
-        inward = rng.uniform(0.15, 0.5) if product == "metal" else rng.uniform(0.3, 0.75)
+        inward = rng.uniform(0.15, 0.5) if product == "plate" else rng.uniform(0.3, 0.75)
         centre = _rim_spot(rng, surface, -inward * radius)
         stretch, turn = rng.uniform(1.0, 1.5), rng.uniform(0, np.pi)
     outline = polygon_distance(x, y, _shard(rng, centre, radius, float(stretch), float(turn)))
     ragged = fractal_noise(rng, size_px, 9.0, 1.2)
-    outline = outline + {"metal": 0.35, "wood": 0.9, "tile": 0.7}[product] * ragged
-    if product == "metal":
+    outline = outline + {"plate": 0.35, "plank": 0.9, "terrazzo": 0.7}[product] * ragged
+    if product == "plate":
         return _broken_edge(surface, outline, ragged)
     reach = np.maximum(outline, surface.edge + 1.0)
     cover = inside(reach, pixel)
@@ -210,7 +212,7 @@ def stain(product: str, surface: Surface, rng: np.random.Generator) -> Changed:
     tints = ((0.30, 0.62, 1.10), (0.45, 0.60, 0.80), (0.62, 0.55, 0.50), (0.55, 0.68, 0.58))
     absorb = np.array(tints[int(rng.integers(len(tints)))], dtype=np.float32)
     film = np.exp(-0.75 * density[..., None] * absorb)
-    wet = rng.uniform(-0.4, 0.5) if product != "metal" else rng.uniform(-0.5, -0.1)
+    wet = rng.uniform(-0.4, 0.5) if product != "plate" else rng.uniform(-0.5, -0.1)
     return replace(
         surface,
         film=(surface.film * film).astype(np.float32),

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from builder.demo_camera import Surface, develop, draw_camera, draw_lamp, expose, shade
 from builder.demo_defects import DEFECTS
-from builder.demo_metal import metal
 from builder.demo_noise import Array, blur, smoothstep, stream
-from builder.demo_tile import tile
-from builder.demo_wood import wood
+from builder.demo_plank import plank
+from builder.demo_plate import plate
+from builder.demo_terrazzo import terrazzo
 
 # Each draws one part from a stream; a third argument leaves out a feature, and no other draw moves.
-PRODUCTS: dict[str, Callable[..., Surface]] = {"metal": metal, "tile": tile, "wood": wood}
+PRODUCTS: dict[str, Callable[..., Surface]] = {"plank": plank, "plate": plate, "terrazzo": terrazzo}
 VISIBLE_LEVELS = 4.0  # a change of fewer grey levels in every channel counts as invisible
 COVER_MIN = 0.12
 

@@ -31,7 +31,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def test_demo_data_has_the_layout_of_mvtec_ad(demo_set: Path):
     expected = {"LICENSE.txt", "README.md", "demo.json"}
-    for product in ("metal", "tile", "wood"):
+    for product in ("plank", "plate", "terrazzo"):
         expected |= {f"{product}/train/good/00{i}.png" for i in (0, 1)}
         expected |= {f"{product}/test/good/000.png"}
         for kind in ("chip", "missing_part", "scratch", "stain"):
@@ -59,7 +59,7 @@ def test_demo_record_counts_add_up(demo_set: Path):
     del written["demo.json"]
     assert record == {
         "format": "semiformula-demo-data", "format_version": 1, "licence": "CC0-1.0",
-        "seed": 0, "size_px": 64, "products": ["metal", "tile", "wood"],
+        "seed": 0, "size_px": 64, "products": ["plank", "plate", "terrazzo"],
         "kinds": ["chip", "missing_part", "scratch", "stain"],
         "train": 2, "good": 1, "per_defect": 1,
         "files": 3 * (2 + 1 + 4 + 4) + 2, "bytes": sum(map(len, written.values())),
@@ -77,11 +77,11 @@ def test_demo_data_is_the_same_again_with_more_pictures_and_other_workers(
 
 def test_demo_pictures_differ_by_seed_split_kind_and_index():
     pictures = [
-        render_normal("wood", "train", 0, size_px=64, seed=0),
-        render_normal("wood", "train", 1, size_px=64, seed=0),
-        render_normal("wood", "test", 0, size_px=64, seed=0),
-        render_normal("wood", "test", 0, size_px=64, seed=0, kind="chip"),
-        render_normal("wood", "train", 0, size_px=64, seed=1),
+        render_normal("plank", "train", 0, size_px=64, seed=0),
+        render_normal("plank", "train", 1, size_px=64, seed=0),
+        render_normal("plank", "test", 0, size_px=64, seed=0),
+        render_normal("plank", "test", 0, size_px=64, seed=0, kind="chip"),
+        render_normal("plank", "train", 0, size_px=64, seed=1),
     ]
     assert len({picture.tobytes() for picture in pictures}) == 5
 
@@ -137,8 +137,8 @@ def test_demo_data_found_complete_is_left_alone(demo_set: Path):
 def test_demo_summary_adds_up(demo_set: Path):
     first, second = str(make_demo_data(demo_set, **SMALL)).splitlines()
     assert first == (
-        "products: 3 (metal, tile, wood), each 7 images: 2 train, 1 test good, 4 test with defects "
-        "(1 each of chip, missing_part, scratch, stain)"
+        "products: 3 (plank, plate, terrazzo), each 7 images: 2 train, 1 test good, "
+        "4 test with defects (1 each of chip, missing_part, scratch, stain)"
     )
     assert second.startswith("files: 35 (21 images, 12 masks, LICENSE.txt, README.md), ")
     assert second.endswith(" MB, complete already")
@@ -146,16 +146,16 @@ def test_demo_summary_adds_up(demo_set: Path):
 
 def test_interrupted_and_damaged_demo_data_are_made_whole(tmp_path: Path):
     out = tmp_path / "demo"
-    small = {**SMALL, "products": ("metal",), "per_defect": 0}
+    small = {**SMALL, "products": ("plate",), "per_defect": 0}
     make_demo_data(out, **small)
     whole = files(out)
     (out / "demo.json").unlink()
-    (out / "metal/test/good/000.png").unlink()
-    (out / "metal/train/good/.000.png.tmp-1").write_bytes(b"half")
-    (out / "metal/train/good/001.png").write_bytes(b"cut")
+    (out / "plate/test/good/000.png").unlink()
+    (out / "plate/train/good/.000.png.tmp-1").write_bytes(b"half")
+    (out / "plate/train/good/001.png").write_bytes(b"cut")
     make_demo_data(out, **small)
     assert files(out) == whole
-    (out / "metal/train/good/001.png").write_bytes(b"flipped")
+    (out / "plate/train/good/001.png").write_bytes(b"flipped")
     make_demo_data(out, **small)
     assert files(out) == whole
 
@@ -183,10 +183,10 @@ def test_folder_with_other_content_is_refused(tmp_path: Path):
 
 
 def test_pictures_of_others_under_the_same_names_are_refused(tmp_path: Path):
-    (tmp_path / "wood/train/good").mkdir(parents=True)
-    (tmp_path / "wood/train/good/000.png").write_bytes(b"a photograph")
-    assert "holds wood/train/good/000.png, which is not part" in refused(tmp_path)
-    assert (tmp_path / "wood/train/good/000.png").read_bytes() == b"a photograph"
+    (tmp_path / "plank/train/good").mkdir(parents=True)
+    (tmp_path / "plank/train/good/000.png").write_bytes(b"a photograph")
+    assert "holds plank/train/good/000.png, which is not part" in refused(tmp_path)
+    assert (tmp_path / "plank/train/good/000.png").read_bytes() == b"a photograph"
 
 
 def test_file_instead_of_folder_is_refused(tmp_path: Path):
@@ -201,7 +201,7 @@ def test_parameters_out_of_range_are_refused(tmp_path: Path):
     assert refused(tmp_path, size_px=8) == "demo data: size_px must lie in [48, 1024], found 8"
     assert refused(tmp_path, train=0) == "demo data: train must lie in [1, 10000], found 0"
     assert refused(tmp_path, products=("cloth",)) == (
-        "demo data: products must be some of metal, tile, wood, each once; found cloth"
+        "demo data: products must be some of plank, plate, terrazzo, each once; found cloth"
     )
 
 

@@ -97,7 +97,7 @@ def test_make_demo_in_small_ends_in_a_table(tmp_path: Path):
     cells = {tuple(line.split(",")[1:4]) for line in table[1:]}
     assert {
         (product, backbone, "pixel_auroc")
-        for product in ("metal", "wood", "tile")
+        for product in ("plank", "plate", "terrazzo")
         for backbone in ("random", "direct", "indirect")
     } <= cells
     pictures = ["dataset.png", "direct/figure5.png", "indirect/figure5.png", "report/figure6.png"]

@@ -46,7 +46,7 @@ def _rings(rng: np.random.Generator, u: Array, v: Array, size_px: int) -> tuple[
     return late * strength[number], part
 
 
-def wood(rng: np.random.Generator, size_px: int, missing: int | None = None) -> Surface:
+def plank(rng: np.random.Generator, size_px: int, missing: int | None = None) -> Surface:
     """A planed oak board with two flush walnut plugs, either of which can be missing."""
     pixel = REFERENCE_PX / size_px
     angle = float(0.02 * rng.standard_normal())

@@ -46,7 +46,7 @@ def _stones(
     return margin.astype(np.float32)[number] - border + ragged * 0.5, stone, number
 
 
-def tile(rng: np.random.Generator, size_px: int, missing: int | None = None) -> Surface:
+def terrazzo(rng: np.random.Generator, size_px: int, missing: int | None = None) -> Surface:
     """A polished terrazzo tile in its grout; one of its large stones can have fallen out."""
     pixel = REFERENCE_PX / size_px
     angle = float(0.005 * rng.standard_normal())

@@ -62,7 +62,7 @@ def _screw(
     return radius - 10.0, dome.astype(np.float32), inside(hexagon, 1.4)
 
 
-def metal(rng: np.random.Generator, size_px: int, missing: int | None = None) -> Surface:
+def plate(rng: np.random.Generator, size_px: int, missing: int | None = None) -> Surface:
     """A brushed steel plate with a collared bore, two slots and four screws, on a conveyor belt.
 
     Features that can be missing: screws 0 to 3 (an empty hole is left), slots 4 and 5 (unpunched).
