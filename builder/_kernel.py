@@ -206,8 +206,9 @@ def _least_distance(row, height, width):
 def _prepare(theta, channels, height, width, component):
     """Write each visible component's constants; return their number.
 
-    component: float64 [K, 9] = mu_x, mu_y, a, b, c (Q = a dx^2 + 2 b dx dy + c dy^2), slope of the
-    row-wise minimum, width of a row at Q = 1, log weight relative to the density bound, index.
+    component: float64 [K, 10] = mu_x, mu_y, a, b, c (Q = a dx^2 + 2 b dx dy + c dy^2), slope of the
+    row-wise minimum, width of a row at Q = 1, log weight relative to the density bound, index,
+    ratio of the ratios LANES columns apart.
     """
     fields = channels + 6
     components = (theta.shape[0] - 1) // fields
@@ -231,6 +232,8 @@ def _prepare(theta, channels, height, width, component):
         row[6] = sigma_x * math.sqrt(rest)
         row[7] = log_weight
         row[8] = k
+        jump = LANES * 2.0 / (width - 1)
+        row[9] = exp(-row[2] * jump * jump)
         # The largest density of one component on the grid bounds the image's from below.
         bound = max(bound, log_weight - 0.5 * _least_distance(row, height, width))
         count += 1
@@ -271,7 +274,7 @@ def _density_row(row, y, width, lanes, power, power_bits, density, ratio):
             dx = (first + lane) * step - 1.0 - centre
             lanes[lane] = min(max(-a * jump * (dx + 0.5 * jump), -80.0), 80.0)
         _exp_lanes(lanes, ratio, 0, power, power_bits)
-        q = np.float32(exp(-a * jump * jump))
+        q = np.float32(row[9])
         for i in range(count - LANES):
             density[i + LANES] = density[i] * ratio[i]
             ratio[i + LANES] = ratio[i] * q
@@ -283,7 +286,7 @@ def _render_image(normal, theta, out, planes):
     """Equations 3 to 7 for one image: normal, out uint8 [H, W, C]; planes float32 [H, 1+C, W]."""
     height, width, channels = normal.shape
     components = (theta.shape[0] - 1) // (channels + 6)
-    component = np.empty((components, 9), np.float64)
+    component = np.empty((components, 10), np.float64)
     count = _prepare(theta, channels, height, width, component)
     lanes = np.empty(LANES, np.float32)
     power_bits = np.empty(LANES, np.int32)
