@@ -104,6 +104,10 @@ def _subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in found if not path.name.startswith("."))
 
 
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in _subfolders(folder)} if folder.is_dir() else set()
+
+
 def _images(folder: Path) -> list[Path]:
     found = folder.iterdir() if folder.is_dir() else iter(())
     return sorted(
@@ -121,13 +125,15 @@ def _list_category(folder: Path) -> Category:
         )
     test: list[TestImage] = []
     defects: dict[str, int] = {}
-    for kind in _subfolders(folder / "test") if (folder / "test").is_dir() else []:
-        images = _images(kind)
-        if kind.name == "good":
+    # Both sides, so that a lost folder of images shows by the masks it left behind.
+    for kind in sorted(_names(folder / "test") | _names(folder / "ground_truth")):
+        images = _images(folder / "test" / kind)
+        if kind == "good":
             test.extend(TestImage(path, "good", None) for path in images)
-        elif images:
-            defects[kind.name] = len(images)
-            test.extend(_with_masks(folder, kind.name, images))
+            continue
+        test.extend(_with_masks(folder, kind, images))
+        if images:
+            defects[kind] = len(images)
     good = sum(image.mask is None for image in test)
     if not test:
         raise EvaluatorError(
@@ -143,7 +149,15 @@ def _list_category(folder: Path) -> Category:
 
 def _with_masks(folder: Path, defect: str, images: list[Path]) -> Iterator[TestImage]:
     masks = folder / "ground_truth" / defect
-    expected = {masks / f"{path.stem}_mask.png": path for path in images}
+    expected: dict[Path, Path] = {}
+    for path in images:
+        mask = masks / f"{path.stem}_mask.png"
+        if mask in expected:
+            raise EvaluatorError(
+                f"{path}: has the same mask {mask} as {expected[mask].name}; rename one of the "
+                "images, and give it a mask of its own"
+            )
+        expected[mask] = path
     for surplus in _images(masks):
         if surplus not in expected:
             raise EvaluatorError(

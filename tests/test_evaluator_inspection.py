@@ -76,12 +76,14 @@ def test_category_with_a_single_training_image(bolt):
 
 def test_category_without_test_images(bolt):
     shutil.rmtree(bolt / "test")
+    shutil.rmtree(bolt / "ground_truth")
     refused(bolt.parent, "bolt/test: no test images")
 
 
 def test_category_without_defective_images(bolt):
     shutil.rmtree(bolt / "test" / "dark")
     shutil.rmtree(bolt / "test" / "light")
+    shutil.rmtree(bolt / "ground_truth")
     refused(bolt.parent, "none of them defective; AUROC needs both")
 
 
@@ -98,6 +100,20 @@ def test_missing_mask_names_the_expected_file(bolt):
 def test_surplus_mask_is_refused(bolt):
     (bolt / "test" / "dark" / "001.png").unlink()
     refused(bolt.parent, "dark/001_mask.png: mask without image")
+
+
+@pytest.mark.parametrize("lost", ["folder", "files"])
+def test_lost_images_show_by_their_masks(bolt, lost):
+    for path in (bolt / "test" / "light").iterdir():
+        path.unlink()
+    if lost == "folder":
+        (bolt / "test" / "light").rmdir()
+    refused(bolt.parent, "light/000_mask.png: mask without image; expected .*test/light/000.png")
+
+
+def test_two_images_with_one_mask_are_refused(bolt):
+    Image.new("RGB", (64, 64)).save(bolt / "test" / "dark" / "000.jpg")
+    refused(bolt.parent, r"dark/000.png: has the same mask .*000_mask.png as 000.jpg; rename")
 
 
 def test_mask_of_another_size_names_both_sizes(bolt):
