@@ -13,8 +13,10 @@ from numba import njit, prange
 
 LANES = 16  # columns advanced together: one AVX-512 register of float32, or two of AVX2
 
+_RESTART = 256  # columns after which a row's recurrence starts anew, to bound its rounding error
+
 # A component is cut where it lies below this share of (a lower bound of) the image's largest
-# density: all of them together then stay below a thousandth of a grey level.
+# density, less for more than 30: all together then stay below a thousandth of a grey level.
 _LOG_CUT = -15.942385152878742  # log(2^-23)
 
 _LOG2_E = 1.4426950408889634
@@ -237,8 +239,9 @@ def _prepare(theta, channels, height, width, component):
         # The largest density of one component on the grid bounds the image's from below.
         bound = max(bound, log_weight - 0.5 * _least_distance(row, height, width))
         count += 1
+    more = log(max(1.0, components / 30.0))  # each of many must be cut later
     for j in range(count):
-        component[j, 7] -= bound
+        component[j, 7] += more - bound
     return count
 
 
@@ -264,20 +267,22 @@ def _density_row(row, y, width, lanes, power, power_bits, density, ratio):
     jump = LANES * step
     peak = row[7] - 0.5 * dy * dy * (row[4] - row[3] * row[3] / row[2])
     a = row[2]
-    for lane in range(LANES):
-        dx = (first + lane) * step - 1.0 - centre
-        lanes[lane] = max(peak - 0.5 * a * dx * dx, -80.0)
-    _exp_lanes(lanes, density, 0, power, power_bits)
-    count = last - first + 1
-    if count > LANES:
+    q = np.float32(row[9])
+    for begin in range(first, last + 1, _RESTART):
         for lane in range(LANES):
-            dx = (first + lane) * step - 1.0 - centre
-            lanes[lane] = min(max(-a * jump * (dx + 0.5 * jump), -80.0), 80.0)
-        _exp_lanes(lanes, ratio, 0, power, power_bits)
-        q = np.float32(row[9])
-        for i in range(count - LANES):
-            density[i + LANES] = density[i] * ratio[i]
-            ratio[i + LANES] = ratio[i] * q
+            dx = (begin + lane) * step - 1.0 - centre
+            lanes[lane] = max(peak - 0.5 * a * dx * dx, -80.0)
+        here = begin - first
+        _exp_lanes(lanes, density, here, power, power_bits)
+        count = min(_RESTART, last + 1 - begin)
+        if count > LANES:
+            for lane in range(LANES):
+                dx = (begin + lane) * step - 1.0 - centre
+                lanes[lane] = min(max(-a * jump * (dx + 0.5 * jump), -80.0), 80.0)
+            _exp_lanes(lanes, ratio, here, power, power_bits)
+            for i in range(here, here + count - LANES):
+                density[i + LANES] = density[i] * ratio[i]
+                ratio[i + LANES] = ratio[i] * q
     return first, last + 1
 
 

@@ -17,12 +17,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from builder.errors import BuilderError
 
 MAX_JSON_BYTES = 256 * 2**20
+TEMPORARY = ".tmp-"  # in the name of a file that is being written, before the process id
 
 
 class Model(BaseModel):
     """Base of every artifact model: immutable, and an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -132,9 +133,9 @@ def read_toml(model: type[ModelT], path: Path) -> ModelT:
 
 def canonical_json(model: BaseModel) -> bytes:
     """The one byte string that stands for a model in hashes: sorted keys, no spaces, UTF-8."""
-    return json.dumps(
-        model.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False
-    ).encode()
+    fields = model.model_dump(mode="json")
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return text.encode()
 
 
 def sha256_of(data: bytes) -> str:
@@ -152,25 +153,28 @@ def sha256_of_file(path: Path) -> str:
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """Write a file that appears whole or not at all: temporary name, fsync, rename, fsync folder.
 
-    Nothing appears when an exception passes through. The temporary name holds the process id, so
-    two writers of the same path cannot mix their bytes.
+    Nothing appears when an exception passes through. Raises BuilderError when the path cannot be
+    written (a full disk, no permission, a file where a folder should be).
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary = path.with_name(f".{path.name}{TEMPORARY}{os.getpid()}")
     try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise BuilderError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def write_json(path: Path, model: BaseModel) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +17,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from builder import __version__
-from builder.artifacts import Model, read_json, sha256_of, write_json
+from builder.artifacts import TEMPORARY, Model, atomic_file, read_json, sha256_of, write_json
 from builder.errors import BuilderError
 from builder.images import Prepared, decode_pixels, encode_pixels, prepare_normal
 from builder.recipe import (
@@ -35,6 +37,7 @@ from builder.shards import (
     committed,
     json_bytes,
     npy_bytes,
+    read_samples,
     shard_name,
     write_shard,
 )
@@ -44,10 +47,14 @@ from builder.workers import results, worker_pool
 BATCH = 16  # samples rendered at a time: bounds a worker's memory
 NORMALS_PER_SHARD = 5000
 MAX_FAULTS_SHOWN = 5
+LOCK = ".lock"
 
 
 class Plan(Model):
-    """`plan.json`: what a folder will hold. Another recipe or other photographs are refused."""
+    """`plan.json`: what a folder will hold; a build that differs in any of it is refused.
+
+    `photographs_sha256` is that of the lines `sha256 category name`, one a photograph, in order.
+    """
 
     format: Literal["semiformula-plan"]
     format_version: Literal[1]
@@ -55,6 +62,7 @@ class Plan(Model):
     recipe_sha256: Sha256
     photographs_sha256: Sha256
     licence: str
+    builder_version: str
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,7 @@ class Summary:
     kept: int
     bytes: int
     seconds: float
+    render_seconds: float
     built_samples: int
     content_sha256: str
     source: SourceReport
@@ -77,41 +86,71 @@ def build(
     """Build the dataset in `out`, or what is missing of it; the bytes do not depend on `jobs`.
 
     Raises BuilderError for faults in the source unless `allow_incomplete`, for a folder that
-    belongs to another recipe or other photographs, and for a worker that was killed.
+    belongs to another recipe or other photographs, for a folder that another build is working
+    on, for a worker that was killed, and for what cannot be written.
     """
     start = time.perf_counter()
     _refuse_foreign(out, recipe)
-    with worker_pool(jobs) as pool:
+    with _locked(out), worker_pool(jobs) as pool:
         prepared, report = _prepare(pool, recipe, source, allow_incomplete)
         plan = Plan(
             format="semiformula-plan",
             format_version=1,
             recipe=recipe,
             recipe_sha256=recipe.sha256,
-            photographs_sha256=sha256_of("".join(one.sha256 for _, one in prepared).encode()),
+            photographs_sha256=_photographs_sha256(source, prepared),
             licence=report.licence,
+            builder_version=__version__,
         )
         _adopt(plan, out)
         categories = [source.photographs[i].category for i, _ in prepared]
         normals = _write_normals(out, source, report, prepared)
-        table = _write_table(out, [one.webp for _, one in prepared], recipe)
         del prepared
+        table = _write_table(out, normals, recipe)
+        prepared_at = time.perf_counter()
         work = partial(_train_shard, out, recipe, table, categories)
         names = [shard_name("train", i, recipe.shard_count) for i in range(recipe.shard_count)]
         records, built = _run_shards(pool, work, names, recipe)
-    table.unlink()
-    (out / "work").rmdir()
-    _write_index(out, recipe, normals, records)
+        _write_index(out, recipe, normals, records)
+        table.unlink()
     return Summary(
         samples=sum(record.samples for record in records),
         built=len(built),
         kept=len(records) - len(built),
         bytes=sum(record.bytes for record in [*normals.shards, *records]),
         seconds=time.perf_counter() - start,
+        render_seconds=time.perf_counter() - prepared_at,
         built_samples=sum(record.samples for record in built),
         content_sha256=content_sha256([*normals.shards, *records]),
         source=report,
     )
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Hold the folder, so that two builds cannot work in it at once; a killed one lets go."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        file = (out / LOCK).open("ab")
+    except OSError as error:
+        raise BuilderError(f"--out {out}: cannot be written ({error.strerror})") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise BuilderError(
+                f"--out {out}: another build is working here; wait for it, or choose another --out"
+            ) from None
+        yield
+        (out / LOCK).unlink(missing_ok=True)
+
+
+def _photographs_sha256(source: Source, prepared: list[tuple[int, Prepared]]) -> str:
+    lines = [
+        f"{one.sha256} {source.photographs[i].category} {source.photographs[i].name}\n"
+        for i, one in prepared
+    ]
+    return sha256_of("".join(lines).encode())
 
 
 def _prepare(
@@ -147,15 +186,19 @@ def _refuse_foreign(out: Path, recipe: Recipe) -> None:
         found = read_json(Plan, path)
         if found.recipe_sha256 != recipe.sha256:
             old, new = found.recipe.model_dump(), recipe.model_dump()
-            key = next(key for key in new if old[key] != new[key])
+            key = next((key for key in new if old[key] != new[key]), "recipe_sha256")
             raise BuilderError(
-                f"{out}: holds another dataset (recipe {found.recipe.name!r}: {key} = {old[key]}, "
-                f"asked for {new[key]}); choose another --out or remove the folder"
+                f"{out}: holds another dataset (recipe {found.recipe.name!r}: {key} = "
+                f"{old.get(key, found.recipe_sha256)}, asked for {new.get(key, recipe.sha256)}); "
+                "choose another --out or remove the folder"
             )
-    elif out.is_dir() and any(out.iterdir()):
+    elif out.is_dir() and any(not _is_ours(path.name) for path in out.iterdir()):
         raise BuilderError(f"{out}: not empty and not a dataset folder; choose another --out")
-    elif out.exists() and not out.is_dir():
-        raise BuilderError(f"{out}: is a file; --out takes a folder")
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a build killed before its plan stood may have left a file of this name."""
+    return name == LOCK or (name.startswith(".") and TEMPORARY in name)
 
 
 def _adopt(plan: Plan, out: Path) -> None:
@@ -163,14 +206,18 @@ def _adopt(plan: Plan, out: Path) -> None:
     path = out / "plan.json"
     if path.exists():
         found = read_json(Plan, path)
-        if found != plan:
-            what = "licence" if found.licence != plan.licence else "photographs"
-            raise BuilderError(
-                f"{out}: was begun with other {what}; give the same --normals and options, "
-                "choose another --out, or remove the folder"
-            )
+        for field, what in (
+            ("builder_version", f"version {found.builder_version} of the builder"),
+            ("licence", f"licence {found.licence!r}"),
+            ("photographs_sha256", "other photographs, or under other names"),
+        ):
+            if getattr(found, field) != getattr(plan, field):
+                raise BuilderError(
+                    f"{out}: was begun with {what}; go on with the same, choose another --out, "
+                    "or remove the folder"
+                )
     for folder in ("data", "normals", "records", "."):
-        for leftover in (out / folder).glob(".*.tmp-*"):
+        for leftover in (out / folder).glob(f".*{TEMPORARY}*"):
             leftover.unlink(missing_ok=True)
     write_json(path, plan)
 
@@ -204,15 +251,20 @@ def _normal_sample(
     return Sample(f"{index:09d}", [("webp", one.webp), ("json", json_bytes(fields))])
 
 
-def _write_table(out: Path, images: list[bytes], recipe: Recipe) -> Path:
-    """Write the normals' pixels as one array that all workers map: one copy in memory for all."""
-    path = out / "work" / "normals.npy"
-    path.parent.mkdir(exist_ok=True)
-    shape = (len(images), recipe.size_px, recipe.size_px, recipe.channels)
-    table = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-    for i, image in enumerate(images):
-        table[i] = decode_pixels(image, recipe.channels)
-    table.flush()
+def _write_table(out: Path, normals: Normals, recipe: Recipe) -> Path:
+    """Write the normals' pixels as one array that all workers map: one copy in memory for all.
+
+    They come from the committed shards, so that a resumed build paints on those very pixels.
+    """
+    path = out / "normals.npy"
+    shape = (normals.count, recipe.size_px, recipe.size_px, recipe.channels)
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    with atomic_file(path) as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for shard in normals.shards:
+            keys = (f"{i:09d}" for i in range(normals.count))
+            for _, members in read_samples(out / shard.name, keys):
+                file.write(decode_pixels(members[normals.suffix], recipe.channels).tobytes())
     return path
 
 
@@ -231,7 +283,10 @@ def _run_shards(
             records[i] = record
             if new:
                 built.append(record)
-            bar.update(record.samples)
+                bar.update(record.samples)
+            else:  # verified, not rendered: the rate and the time left are of what is to do
+                bar.total -= record.samples
+                bar.refresh()
     return [records[i] for i in range(len(names))], built
 
 
@@ -245,10 +300,7 @@ def _train_shard(
     normals = np.load(table, mmap_mode="r")
     start = index * recipe.samples_per_shard
     stop = min(recipe.samples, start + recipe.samples_per_shard)
-    try:
-        return True, write_shard(out, name, _samples(recipe, normals, categories, start, stop))
-    except OSError as error:
-        raise BuilderError(f"{out / name}: cannot be written ({error.strerror})") from None
+    return True, write_shard(out, name, _samples(recipe, normals, categories, start, stop))
 
 
 def _samples(

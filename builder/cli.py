@@ -72,26 +72,28 @@ def build(
     from builder.sources import find_source
     from builder.workers import usable_cores
 
-    plan = load_recipe(recipe)
+    made = load_recipe(recipe)
     if samples is not None:
-        plan = parse_model(
-            Recipe, {**plan.model_dump(), "samples": samples}, f"--samples {samples}"
+        made = parse_model(
+            Recipe, {**made.model_dump(), "samples": samples}, f"--samples {samples}"
         )
     source = find_source(normals, root, licence)
-    summary = run(plan, source, out, jobs=jobs or usable_cores(), allow_incomplete=allow_incomplete)
+    summary = run(made, source, out, jobs=jobs or usable_cores(), allow_incomplete=allow_incomplete)
     for category in summary.source.categories:
         rejected = "".join(f", {n} {reason}" for reason, n in sorted(category.rejected.items()))
         click.echo(
             f"normals {category.category}: {category.found} found, {category.kept} kept{rejected}"
         )
+    if summary.source.other_files:
+        click.echo(f"normals: {summary.source.other_files} other files left out, no images by name")
     for fault in summary.source.faults:
         click.echo(f"went on without: {fault}")
-    rate = summary.built_samples / summary.seconds
+    rate = summary.built_samples / summary.render_seconds
     click.echo(
         f"shards: {summary.built} built, {summary.kept} verified as they stood, "
         f"{summary.built + summary.kept} in all\n"
-        f"samples: {summary.samples} ({summary.built_samples} rendered in "
-        f"{summary.seconds:.1f} s, {rate:.0f} images/s), {summary.bytes / 1e6:.1f} MB\n"
+        f"samples: {summary.samples}, {summary.bytes / 1e6:.1f} MB; {summary.built_samples} "
+        f"rendered in {summary.render_seconds:.1f} of {summary.seconds:.1f} s, {rate:.0f} images/s\n"
         f"dataset {summary.content_sha256[:16]}: {out}"
     )
 
@@ -100,12 +102,13 @@ def build(
 @click.argument("dataset", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="PNG; default: DIR's name + .png.")
 @click.option("--samples", default=24, show_default=True, type=click.IntRange(1, 1000))
-@click.option("--seed", default=0, show_default=True, help="Another seed, other samples.")
+@click.option("--seed", default=0, type=click.IntRange(0), help="Another seed, other samples.")
 def show(dataset: Path, out: Path | None, samples: int, seed: int) -> None:
     """Write a contact sheet of the dataset in DIR: normal, anomaly, mask with ellipses."""
     from builder.show import contact_sheet
 
-    path = out or dataset.with_name(dataset.resolve().name + ".png")
+    folder = dataset.resolve()
+    path = out or folder.with_name(folder.name + ".png")
     keys = contact_sheet(dataset, path, samples=samples, seed=seed)
     click.echo(f"{len(keys)} samples: {path}")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
 from PIL import Image
-from pydantic import Field
+from pydantic import ConfigDict, Field
 from tqdm import tqdm
 
 from builder.artifacts import Model, atomic_file, read_json, sha256_of, sha256_of_file, write_json
@@ -41,6 +41,8 @@ Count = Annotated[int, Field(ge=0, le=10_000)]
 
 class DemoRecord(Model):
     """demo.json: what the set is; `sha256` is that of the lines `DIGEST  PATH` sorted by path."""
+
+    model_config = ConfigDict(strict=False)  # JSON has lists, not tuples
 
     format: Literal["semiformula-demo-data"] = "semiformula-demo-data"
     format_version: Literal[1] = 1
@@ -183,6 +185,8 @@ def _inspect(out: Path, wanted: dict[str, object], names: list[str]) -> DemoReco
         raise BuilderError(f"{out}: is a file; name a folder for the demo data")
     present, halves, foreign = _scan(out, {*names, RECORD})
     if not present and foreign is None:
+        for path in halves:
+            path.unlink()
         return None
     ours = (out / "README.md").is_file() and (out / "README.md").read_bytes() == README.encode()
     if (out / RECORD).exists():
@@ -228,11 +232,8 @@ def _set_digest(digests: dict[str, str]) -> str:
 
 
 def _write(path: Path, data: bytes) -> tuple[str, int]:
-    try:
-        with atomic_file(path) as file:
-            file.write(data)
-    except OSError as error:
-        raise BuilderError(f"{path}: cannot be written ({error.strerror})") from None
+    with atomic_file(path) as file:
+        file.write(data)
     return sha256_of(data), len(data)
 
 

@@ -25,7 +25,11 @@ class Prepared(NamedTuple):
 
 
 def prepare_normal(path: Path, size_px: int, channels: int) -> Prepared:
-    """Read, turn upright, convert to grey or RGB, and resize (Lanczos, aspect not kept)."""
+    """Read, turn upright, convert to grey or RGB, and resize (Lanczos, aspect not kept).
+
+    16-bit grey is divided by 257. Rejected, with the reason: what cannot be read, files over
+    1 GiB, more than 89 million pixels, several frames, transparency, 32-bit pixels.
+    """
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             return _rejected("larger than 1 GiB")
@@ -33,9 +37,10 @@ def prepare_normal(path: Path, size_px: int, channels: int) -> Prepared:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data)) as opened:
+                _refuse_ambiguous(opened)
                 image = _to_8_bit(ImageOps.exif_transpose(opened), "L" if channels == 1 else "RGB")
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        return _rejected("too many pixels")
+        return _rejected("more than 89 million pixels")
     except UnidentifiedImageError:
         return _rejected("not an image")
     except (OSError, ValueError, SyntaxError, EOFError) as error:
@@ -46,6 +51,15 @@ def prepare_normal(path: Path, size_px: int, channels: int) -> Prepared:
 
 def _rejected(fault: str) -> Prepared:
     return Prepared("", b"", fault)
+
+
+def _refuse_ambiguous(image: Image.Image) -> None:
+    if getattr(image, "n_frames", 1) > 1:
+        raise ValueError("several frames; which one is the photograph?")
+    if image.has_transparency_data:
+        alpha = image.convert("RGBA").getchannel("A")
+        if alpha.getextrema() != (255, 255):
+            raise ValueError("transparent pixels have no known colour")
 
 
 def _to_8_bit(image: Image.Image, mode: str) -> Image.Image:

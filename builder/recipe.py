@@ -6,19 +6,23 @@ import hashlib
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from builder.artifacts import Model, canonical_json, read_toml, sha256_of
 from builder.errors import BuilderError
 
 RECIPES = Path(__file__).parent / "recipes"
 MAX_SAMPLES = 10**9  # keys have nine digits
+MAX_SHARDS = 10**6
 
 Codec = Literal["webp", "png", "jpeg"]
-SUFFIX: dict[str, str] = {"webp": "webp", "png": "png", "jpeg": "jpg"}
+Suffix = Literal["webp", "png", "jpg"]
+SUFFIX: dict[Codec, Suffix] = {"webp": "webp", "png": "png", "jpeg": "jpg"}
 
-Unit = Annotated[float, Field(ge=0, le=1)]
-Signed = Annotated[float, Field(ge=-1, le=1)]
+# Adding 0 turns -0.0 into 0.0: equal numbers must have equal hashes.
+Number = Annotated[float, AfterValidator(lambda value: value + 0.0)]
+Signed = Annotated[Number, Field(ge=-1, le=1)]
+Sigma = Annotated[Number, Field(ge=0.002, le=10)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -39,8 +43,8 @@ class LogUniform(Model):
     """sigma log-uniform in [low, high]: every size of defect equally likely per octave."""
 
     kind: Literal["log_uniform"]
-    low: float = Field(ge=0.002, le=10)
-    high: float = Field(ge=0.002, le=10)
+    low: Sigma
+    high: Sigma
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -53,7 +57,7 @@ class SoftplusNormal(Model):
     """sigma = softplus(n) + offset with n ~ N(0, 1): the draw of the authors' earlier generator."""
 
     kind: Literal["softplus_normal"]
-    offset: float = Field(default=0.01, ge=0.002, le=10)
+    offset: Sigma = 0.01
 
 
 class Prior(Model):
@@ -62,7 +66,7 @@ class Prior(Model):
     color: Interval = Interval(low=-1, high=1)
     mean: Interval = Interval(low=-1, high=1)
     sigma: Annotated[LogUniform | SoftplusNormal, Field(discriminator="kind")]
-    max_abs_rho: float = Field(default=0.99, ge=0, le=0.999)
+    max_abs_rho: Number = Field(default=0.99, ge=0, le=0.999)
     scale: Interval = Interval(low=0, high=1)
 
     @model_validator(mode="after")
@@ -90,6 +94,15 @@ class Recipe(Model):
     components: int = Field(default=30, ge=1, le=1000)
     codec: Codec = "webp"
     prior: Prior
+
+    @model_validator(mode="after")
+    def _shards_can_be_numbered(self) -> Self:
+        if self.shard_count > MAX_SHARDS:
+            raise ValueError(
+                f"{self.samples} samples at {self.samples_per_shard} a shard are "
+                f"{self.shard_count} shards, more than {MAX_SHARDS}: raise samples_per_shard"
+            )
+        return self
 
     @property
     def theta_length(self) -> int:
@@ -133,7 +146,7 @@ class ImageFormat(Model):
     size_px: int = Field(ge=1)
     channels: Literal[1, 3]
     codec: Codec
-    suffix: Literal["webp", "png", "jpg"]
+    suffix: Suffix
     lossless: bool
 
 
@@ -156,12 +169,16 @@ class CategoryCount(Model):
 
 
 class SourceReport(Model):
-    """Where the normal images come from, and under which licence."""
+    """Where the normal images come from, and under which licence.
+
+    `other_files` counts files of a folder that are no images by their suffix.
+    """
 
     name: str
     licence: str
     citation: str = ""
     homepage: str = ""
+    other_files: int = Field(default=0, ge=0)
     incomplete: bool = False
     faults: list[str] = Field(default_factory=list)
     categories: list[CategoryCount]
@@ -190,6 +207,27 @@ class Dataset(Model):
     theta: ThetaFormat
     normals: Normals
     shards: list[ShardRecord]
+
+    @model_validator(mode="after")
+    def _numbers_agree(self) -> Self:
+        recipe = self.recipe
+        for what, stated, counted in (
+            ("recipe_sha256", self.recipe_sha256, recipe.sha256),
+            ("samples", self.samples, recipe.samples),
+            ("samples", self.samples, sum(shard.samples for shard in self.shards)),
+            ("theta.length", self.theta.length, recipe.theta_length),
+            ("image.size_px", self.image.size_px, recipe.size_px),
+            ("image.channels", self.image.channels, recipe.channels),
+            ("normals.count", self.normals.count, sum(s.samples for s in self.normals.shards)),
+            (
+                "content_sha256",
+                self.content_sha256,
+                content_sha256([*self.normals.shards, *self.shards]),
+            ),
+        ):
+            if stated != counted:
+                raise ValueError(f"{what} is {stated}, but the rest of the file says {counted}")
+        return self
 
 
 def content_sha256(shards: list[ShardRecord]) -> str:

@@ -40,8 +40,7 @@ def record_path(root: Path, name: str) -> Path:
 def write_shard(root: Path, name: str, samples: Iterable[Sample]) -> ShardRecord:
     """Write a tar whose bytes depend on its samples alone, then its commit record.
 
-    Nothing appears under the final names when an exception passes or the process is killed
-    before the record: the record is the commit.
+    The tar appears whole or not at all; until its record stands, it does not count.
     """
     digest, count, written = hashlib.sha256(), 0, 0
     with atomic_file(root / name) as file:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 
 from builder.artifacts import Model, read_toml
 from builder.errors import BuilderError
@@ -18,6 +19,16 @@ from builder.recipe import CategoryCount, SourceReport
 
 IMAGE_SUFFIXES = {".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff", ".webp"}
 TEST_FOLDERS = {"test", "ground_truth"}  # in a folder taken whole they mean an inspection set
+
+
+def _inside(folder: str) -> str:
+    if Path(folder).is_absolute() or ".." in Path(folder).parts:
+        raise ValueError("a folder must lie below --root")
+    return folder
+
+
+# Below --root, nowhere else.
+Folder = Annotated[str, AfterValidator(_inside)]
 
 
 class NormalImages(Model):
@@ -28,7 +39,7 @@ class NormalImages(Model):
     """
 
     category: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
-    folders: list[str] = Field(min_length=1)
+    folders: list[Folder] = Field(min_length=1)
     expected: int | None = Field(default=None, ge=1)
     skip_labelled: str | None = None
 
@@ -45,6 +56,13 @@ class Manifest(Model):
     homepage: str
     get: str
     normals: list[NormalImages] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _each_category_once(self) -> Self:
+        names = [entry.category for entry in self.normals]
+        if len(set(names)) != len(names):
+            raise ValueError("a category stands twice; list its folders in one [[normals]]")
+        return self
 
 
 @dataclass(frozen=True)
@@ -79,13 +97,17 @@ def find_source(normals: str, root: Path | None, licence: str | None) -> Source:
     Faults (missing or surplus files against the manifest) stand in the report; whether they stop
     the build is the caller's decision. Raises BuilderError when there is nothing to build from.
     """
-    if normals in shipped_manifests():
-        path = Path(str(resources.files("data_manifests").joinpath(f"{normals}.toml")))
-        return _from_manifest(read_toml(Manifest, path), root)
     path = Path(normals)
-    if path.is_file() and path.suffix == ".toml":
+    shipped = normals in shipped_manifests()
+    if shipped or (path.is_file() and path.suffix == ".toml"):
+        if shipped:
+            path = Path(str(resources.files("data_manifests").joinpath(f"{normals}.toml")))
+        if licence is not None:
+            raise BuilderError(f"--licence: manifest {normals} states the licence; leave it out")
         return _from_manifest(read_toml(Manifest, path), root)
-    if not path.is_dir():
+    if root is not None:
+        raise BuilderError(f"--root {root}: only for a manifest; --normals {normals} is none")
+    if not normals or not path.is_dir():
         raise BuilderError(
             f"--normals {normals}: neither a folder nor a manifest "
             f"({', '.join(shipped_manifests())} or a .toml file)"
@@ -94,7 +116,7 @@ def find_source(normals: str, root: Path | None, licence: str | None) -> Source:
 
 
 def _from_folder(folder: Path, licence: str | None) -> Source:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = sorted(_files_below(folder))
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     if not images:
         raise BuilderError(
@@ -113,12 +135,35 @@ def _from_folder(folder: Path, licence: str | None) -> Source:
         Photograph(path, path.relative_to(folder).as_posix(), _category(path, folder))
         for path in images
     ]
+    _refuse_unwritable_names(photographs)
     found = Counter(photograph.category for photograph in photographs)
     categories = [CategoryCount(category=c, found=n, kept=n) for c, n in sorted(found.items())]
     report = SourceReport(
-        name=folder.resolve().name, licence=licence or "unknown", categories=categories
+        name=folder.resolve().name,
+        licence=licence or "unknown",
+        other_files=len(files) - len(images),
+        categories=categories,
     )
     return Source(photographs, report)
+
+
+def _refuse_unwritable_names(photographs: list[Photograph]) -> None:
+    for photograph in photographs:
+        try:
+            photograph.name.encode()
+        except UnicodeEncodeError:
+            name = os.fsencode(photograph.name)
+            raise BuilderError(f"{name!r}: a file name that is not UTF-8; rename it") from None
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Every file, also behind links to folders; BuilderError for a link that leads in a circle."""
+    for top, folders, files in os.walk(folder, followlinks=True):
+        above = {Path(top).resolve(), *Path(top).resolve().parents}
+        for name in folders:
+            if (Path(top) / name).resolve() in above:
+                raise BuilderError(f"{Path(top) / name}: this link leads in a circle; remove it")
+        yield from (Path(top) / name for name in files)
 
 
 def _category(path: Path, folder: Path) -> str:
@@ -130,7 +175,8 @@ def _category(path: Path, folder: Path) -> str:
 def _from_manifest(manifest: Manifest, root: Path | None) -> Source:
     if root is None:
         raise BuilderError(
-            f"manifest {manifest.name}: say where its data lie with --root DIR ({manifest.get})"
+            f"manifest {manifest.name}: say where its data lie with --root DIR ({manifest.get}); "
+            f"a folder of that name is ./{manifest.name}"
         )
     if not root.is_dir():
         raise BuilderError(f"--root {root}: no such folder ({manifest.get})")
@@ -142,9 +188,8 @@ def _from_manifest(manifest: Manifest, root: Path | None) -> Source:
         faults += missing
         if entry.expected is not None and len(found) != entry.expected:
             faults.append(f"{entry.category}: expected {entry.expected} images, found {len(found)}")
-            faults += [
-                f"surplus: {path.relative_to(root).as_posix()}" for path in found[entry.expected :]
-            ]
+            surplus = _surplus(found, entry.expected)
+            faults += [f"surplus: {path.relative_to(root).as_posix()}" for path in surplus]
         photographs += [
             Photograph(path, path.relative_to(root).as_posix(), entry.category) for path in found
         ]
@@ -156,6 +201,7 @@ def _from_manifest(manifest: Manifest, root: Path | None) -> Source:
                 expected=entry.expected,
             )
         )
+    _refuse_unwritable_names(photographs)
     if not photographs:
         raise BuilderError(
             f"--root {root}: no image of {manifest.name} found; expected "
@@ -185,9 +231,16 @@ def _find_images(entry: NormalImages, root: Path) -> tuple[list[Path], list[str]
         faults += [f"missing: {name}/{gap}" for gap in _gaps(images)]
         if entry.skip_labelled is not None:
             label = entry.skip_labelled
-            images = [p for p in images if not (folder / label.format(stem=p.stem)).exists()]
+            images = [p for p in images if not (folder / label.replace("{stem}", p.stem)).exists()]
         found += images
     return found, faults
+
+
+def _surplus(found: list[Path], expected: int) -> list[Path]:
+    """What is too much: among numbered files those without a number, else the last ones."""
+    surplus = max(0, len(found) - expected)
+    odd = [path for path in found if not path.stem.isdecimal()]
+    return odd if 0 < len(odd) <= surplus else found[expected:]
 
 
 def _gaps(images: list[Path]) -> list[str]:

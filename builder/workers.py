@@ -38,7 +38,7 @@ def results(pool: ProcessPoolExecutor, tasks: Sequence[Callable[[], T]]) -> Iter
             yield futures.pop(future), future.result()
     except BrokenProcessPool:
         raise BuilderError(
-            "a worker process was killed (out of memory?); what is finished is kept: "
+            "a worker process was killed (out of memory, or of disk?); what is finished is kept: "
             "run the same command again, with fewer --jobs if memory was short"
         ) from None
     finally:

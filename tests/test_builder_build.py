@@ -16,10 +16,10 @@ import pytest
 import webdataset
 
 from builder.artifacts import parse_model, read_json
-from builder.build import build
+from builder.build import _locked, build
 from builder.errors import BuilderError
 from builder.images import decode_pixels
-from builder.recipe import Dataset, Recipe, content_sha256, load_recipe
+from builder.recipe import Dataset, Recipe, load_recipe
 from builder.shards import npy_bytes
 from builder.sources import find_source
 from tests import naive
@@ -70,7 +70,8 @@ def test_index_states_the_shards_as_they_are(dataset: Path):
         data = (dataset / shard.name).read_bytes()
         assert (shard.bytes, shard.sha256) == (len(data), hashlib.sha256(data).hexdigest())
     assert [shard.samples for shard in index.shards] == [6, 6, 6, 2]
-    assert index.content_sha256 == content_sha256(shards)
+    lines = "".join(f"{shard.sha256}  {shard.name}\n" for shard in shards)
+    assert index.content_sha256 == hashlib.sha256(lines.encode()).hexdigest()
     assert index.normals.count == 6
 
 
@@ -233,8 +234,91 @@ def test_folder_that_is_something_else_is_refused(photographs: Path, tmp_path: P
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(BuilderError, match="not empty and not a dataset folder"):
         run(photographs, tmp_path)
-    with pytest.raises(BuilderError, match="is a file"):
+    with pytest.raises(BuilderError, match="cannot be written"):
         run(photographs, tmp_path / "letter.txt")
+
+
+def test_folder_with_photographs_under_other_names_is_refused(dataset: Path, tmp_path: Path):
+    out = Path(shutil.copytree(dataset, tmp_path / "out"))
+    renamed = write_photographs(tmp_path / "photographs")
+    (renamed / "wood").rename(renamed / "woods")
+    with pytest.raises(BuilderError, match="other photographs, or under other names"):
+        run(renamed, out)
+
+
+@pytest.mark.parametrize("name", ["plan.json", "records/train-00001-of-00004.json"])
+def test_damaged_json_is_refused_or_built_again(
+    dataset: Path, photographs: Path, tmp_path: Path, name: str
+):
+    out = Path(shutil.copytree(dataset, tmp_path / "out"))
+    (out / name).write_bytes((out / name).read_bytes()[:40])
+    if name == "plan.json":
+        with pytest.raises(BuilderError, match=r"plan\.json: not readable as JSON"):
+            run(photographs, out)
+    else:
+        assert run(photographs, out).built == 1
+        assert hashes(out) == hashes(dataset)
+
+
+def test_index_that_contradicts_itself_is_refused(dataset: Path, tmp_path: Path):
+    path = tmp_path / "dataset.json"
+    text = (dataset / "dataset.json").read_text()
+    path.write_text(text.replace('"samples": 20,', '"samples": 500,'))
+    with pytest.raises(BuilderError, match="but the rest of the file says"):
+        read_json(Dataset, path)
+
+
+def test_two_builds_in_one_folder_are_refused(dataset: Path, photographs: Path, tmp_path: Path):
+    out = Path(shutil.copytree(dataset, tmp_path / "out"))
+    with _locked(out), pytest.raises(BuilderError, match="another build is working here"):
+        run(photographs, out)
+    assert run(photographs, out).kept == 4
+
+
+DIES_AT_A_RENAME = """
+import os, signal, sys
+from pathlib import Path
+from builder.build import build
+from builder.sources import find_source
+from tests.test_builder_build import recipe
+
+photographs, out, who, count = sys.argv[1:]
+left, replace = [int(count)], Path.replace
+
+def counted(self, target):
+    left[0] -= 1
+    if left[0] < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return replace(self, target)
+
+if who == {"__main__": "parent", "__mp_main__": "worker"}[__name__]:
+    Path.replace = counted
+if __name__ == "__main__":
+    build(recipe(), find_source(photographs, None, "CC0-1.0"), Path(out), jobs=1)
+"""
+
+
+# The parent renames plan.json, the normals' tar, its record, the table of normals, dataset.json;
+# the worker a tar and a record a shard.
+@pytest.mark.parametrize(
+    ("who", "renames"),
+    [*(("parent", n) for n in range(5)), ("worker", 0), ("worker", 3)],
+)
+def test_build_killed_inside_a_write_resumes_to_the_same_bytes(
+    who: str, renames: int, dataset: Path, photographs: Path, tmp_path: Path
+):
+    out, program = tmp_path / "out", tmp_path / "program.py"
+    program.write_text(DIES_AT_A_RENAME)
+    root = Path(__file__).parent.parent
+    killed = subprocess.run(
+        [sys.executable, str(program), str(photographs), str(out), who, str(renames)],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+    )
+    assert killed.returncode == (-signal.SIGKILL if who == "parent" else 1), killed.stderr
+    run(photographs, out)
+    assert hashes(out) == hashes(dataset)
 
 
 def test_unreadable_photograph_stops_the_build_or_is_recorded(tmp_path: Path):
@@ -293,5 +377,5 @@ def test_killed_worker_ends_the_build_with_one_line(photographs: Path, tmp_path:
     os.kill(int(children[-1]), signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert errors.startswith("Error: a worker process was killed (out of memory?)")
+    assert errors.startswith("Error: a worker process was killed (out of memory, or of disk?)")
     assert "Traceback" not in errors

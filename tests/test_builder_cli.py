@@ -1,3 +1,4 @@
+import re
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,7 @@ def test_build_prints_a_summary_that_adds_up(photographs: Path, tmp_path: Path):
         "normals wood: 3 found, 3 kept",
         "shards: 1 built, 0 verified as they stood, 1 in all",
     ]
-    assert "samples: 3 (3 rendered in " in result.output
+    assert re.search(r"^samples: 3, 0\.\d MB; 3 rendered in [\d.]+ of", result.output, re.M)
     again = call(*words, "--out", tmp_path / "out")
     assert "shards: 0 built, 1 verified as they stood, 1 in all" in again.output
 
@@ -45,6 +46,12 @@ def test_show_writes_a_contact_sheet(dataset: Path, tmp_path: Path):
         (["build", "nothing", "--normals", "x", "--out", "y"], "Error: recipe 'nothing': neither"),
         (["build", "demo", "--normals", "x", "--out", "y"], "Error: --normals x: neither a folder"),
         (["build", "demo", "--normals", "btad", "--out", "y"], "Error: manifest btad: say where"),
+        (["build", "demo", "--normals", "", "--out", "y"], "Error: --normals : neither a folder"),
+        (["build", "demo", "--normals", ".", "--root", "x", "--out", "y"], "Error: --root x: only"),
+        (
+            ["build", "demo", "--normals", "demo", "--root", "x", "--licence", "z", "--out", "y"],
+            "Error: --licence: manifest demo states the licence",
+        ),
         (["show", "nowhere"], "Error: nowhere/dataset.json: no such file"),
     ],
 )
@@ -53,6 +60,21 @@ def test_bad_input_is_one_line_and_exit_code_1(words: list[str], line: str):
     assert result.exit_code == 1
     assert result.output.startswith(line)
     assert result.output.count("\n") == 1
+
+
+def test_build_into_a_path_that_cannot_be_is_one_line(photographs: Path, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        result = call("build", "demo", "--normals", photographs, "--samples", 3, "--out", out)
+        assert result.exit_code == 1
+        assert result.output.startswith(f"Error: --out {out}: cannot be written (")
+        assert result.output.count("\n") == 1
+
+
+def test_show_into_a_folder_is_one_line(dataset: Path, tmp_path: Path):
+    result = call("show", dataset, "--out", tmp_path, "--samples", 1)
+    assert result.exit_code == 1
+    assert result.output == f"Error: {tmp_path}: cannot be written (Is a directory)\n"
 
 
 def test_unknown_option_is_exit_code_2():

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +111,9 @@ def test_manifest_names_surplus_files(three: Path):
     grey_png(three / "root/a/test/001.png")
     source = find_source(str(three / "three.toml"), three / "root", None)
     assert source.report.faults == ["a: expected 3 images, found 4", "surplus: a/test/001.png"]
+    (three / "root/a/test/001.png").rename(three / "root/a/train/copy of 000.png")
+    source = find_source(str(three / "three.toml"), three / "root", None)
+    assert source.report.faults[-1] == "surplus: a/train/copy of 000.png"
 
 
 def test_manifest_leaves_out_labelled_images(three: Path):
@@ -184,7 +188,58 @@ def test_cut_photograph_is_a_fault(tmp_path: Path):
 def test_decompression_bomb_is_a_fault(tmp_path: Path):
     path = tmp_path / "bomb.png"
     Image.new("1", (20_000, 20_000)).save(path)
-    assert prepare_normal(path, 16, 3).fault == "too many pixels"
+    assert prepare_normal(path, 16, 3).fault == "more than 89 million pixels"
+
+
+def test_transparent_photograph_is_a_fault(tmp_path: Path):
+    pixels = np.full((8, 8, 4), 255, np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "opaque.png")
+    pixels[0, 0, 3] = 0
+    Image.fromarray(pixels).save(tmp_path / "clear.png")
+    assert prepare_normal(tmp_path / "opaque.png", 16, 3).fault == ""
+    assert prepare_normal(tmp_path / "clear.png", 16, 3).fault.startswith("unreadable (transp")
+
+
+def test_photograph_of_several_frames_is_a_fault(tmp_path: Path):
+    first, second = Image.new("L", (8, 8), 10), Image.new("L", (8, 8), 200)
+    first.save(tmp_path / "two.tif", save_all=True, append_images=[second])
+    assert prepare_normal(tmp_path / "two.tif", 16, 3).fault.startswith("unreadable (several fr")
+
+
+@pytest.mark.parametrize("mode", ["P", "CMYK", "1", "LA"])
+def test_photograph_of_another_mode_is_converted(tmp_path: Path, mode: str):
+    path = tmp_path / "odd.tif"
+    Image.new("RGB", (8, 8), (255, 255, 255)).convert(mode).save(path)
+    assert (decode_pixels(prepare_normal(path, 16, 3).webp, 3) == 255).all()
+
+
+def test_folder_links_are_followed_and_other_files_counted(photographs: Path, tmp_path: Path):
+    (tmp_path / "linked").symlink_to(photographs / "wood")
+    (tmp_path / "notes.txt").write_text("")
+    source = find_source(str(tmp_path), None, None)
+    assert [p.category for p in source.photographs] == ["linked"] * 3
+    assert source.report.other_files == 1
+
+
+def test_link_in_a_circle_is_refused(tmp_path: Path):
+    grey_png(tmp_path / "a" / "1.png")
+    (tmp_path / "a" / "again").symlink_to(tmp_path)
+    with pytest.raises(BuilderError, match="leads in a circle"):
+        find_source(str(tmp_path), None, None)
+
+
+def test_file_name_that_is_not_utf8_is_refused(tmp_path: Path):
+    grey_png(tmp_path / "1.png").rename(tmp_path / os.fsdecode(b"b\xff.png"))
+    with pytest.raises(BuilderError, match="not UTF-8; rename it"):
+        find_source(str(tmp_path), None, None)
+
+
+@pytest.mark.parametrize("folder", ["/etc", "../other"])
+def test_manifest_with_a_folder_elsewhere_is_refused(three: Path, folder: str):
+    path = three / "three.toml"
+    path.write_text(path.read_text().replace("a/test", folder))
+    with pytest.raises(BuilderError, match="must lie below --root"):
+        find_source(str(path), three / "root", None)
 
 
 def test_rejected_photographs_are_counted_by_reason(photographs: Path):
