@@ -126,6 +126,12 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         os.close(folder)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files that killed writers left in `folder`."""
+    for path in folder.glob(".*.tmp-[0-9]*"):
+        path.unlink(missing_ok=True)
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file atomically."""
     with atomic_file(path) as file:

@@ -47,7 +47,7 @@ class Spec:
 
 
 @dataclass(frozen=True)
-class Defaults:
+class WeightsDefaults:
     """What a weights file does not say of itself, where its own options do not either."""
 
     arch: str = ""
@@ -56,7 +56,7 @@ class Defaults:
 
 
 @dataclass(frozen=True)
-class Choice:
+class LayersAndDims:
     """PaDiM's layers and dimensions when the user sets them; None: the architecture's own."""
 
     layers: tuple[str, ...] | None = None
@@ -120,7 +120,7 @@ def _named_spec(name: str, text: str, rest: str, options: dict[str, str]) -> Spe
 
 
 def open_backbone(
-    spec: Spec, defaults: Defaults, choice: Choice, size_px: int, device: torch.device
+    spec: Spec, defaults: WeightsDefaults, choice: LayersAndDims, size_px: int, device: torch.device
 ) -> tuple[Network, BackboneRecord]:
     """Load and check a backbone; EvaluatorError when it is missing, damaged or does not fit."""
     opened = _OPENERS[spec.kind](spec, defaults)
@@ -150,7 +150,7 @@ def open_backbone(
 
 
 @dataclass(frozen=True)
-class _Opened:
+class _LoadedClassifier:
     arch: str
     classifier: nn.Module
     weights_sha256: str
@@ -160,7 +160,9 @@ class _Opened:
     export: ExportedBackbone | None = None
 
 
-def _layers_and_dims(spec: Spec, opened: _Opened, choice: Choice) -> tuple[tuple[str, ...], int]:
+def _layers_and_dims(
+    spec: Spec, opened: _LoadedClassifier, choice: LayersAndDims
+) -> tuple[tuple[str, ...], int]:
     if opened.export is not None:
         default = (tuple(opened.export.padim.layers), opened.export.padim.dims)
     elif opened.arch in PADIM:
@@ -175,7 +177,7 @@ def _layers_and_dims(spec: Spec, opened: _Opened, choice: Choice) -> tuple[tuple
     return choice.layers or default[0], choice.dims or default[1]
 
 
-def _open_export(spec: Spec, defaults: Defaults) -> _Opened:
+def _open_export(spec: Spec, defaults: WeightsDefaults) -> _LoadedClassifier:
     if not spec.path.is_file():
         raise EvaluatorError(
             f"{spec.path}: no such file; a run folder holds it once its training has finished"
@@ -198,10 +200,10 @@ def _open_export(spec: Spec, defaults: Defaults) -> _Opened:
     classifier = build(export.arch)
     ignored = fill(classifier, read_state(path), path, export.arch)
     mean, std = export.input.mean, export.input.std
-    return _Opened(export.arch, classifier, digest, mean, std, ignored, export)
+    return _LoadedClassifier(export.arch, classifier, digest, mean, std, ignored, export)
 
 
-def _open_weights(spec: Spec, defaults: Defaults) -> _Opened:
+def _open_weights(spec: Spec, defaults: WeightsDefaults) -> _LoadedClassifier:
     arch = spec.arch or defaults.arch
     mean, std = NORMALISATIONS[spec.norm] if spec.norm else (defaults.mean, defaults.std)
     if not arch or mean is None or std is None:
@@ -212,10 +214,10 @@ def _open_weights(spec: Spec, defaults: Defaults) -> _Opened:
         )
     classifier = build(arch)
     ignored = fill(classifier, read_state(spec.path), spec.path, arch)
-    return _Opened(arch, classifier, sha256_of_file(spec.path), mean, std, ignored)
+    return _LoadedClassifier(arch, classifier, sha256_of_file(spec.path), mean, std, ignored)
 
 
-def _open_random(spec: Spec, defaults: Defaults) -> _Opened:
+def _open_random(spec: Spec, defaults: WeightsDefaults) -> _LoadedClassifier:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(spec.detail or 0))
         classifier = build(spec.arch)
@@ -223,10 +225,10 @@ def _open_random(spec: Spec, defaults: Defaults) -> _Opened:
     for key, tensor in classifier.state_dict().items():
         digest.update(key.encode() + tensor.numpy().tobytes())
     mean, std = NORMALISATIONS[spec.norm or "signed"]
-    return _Opened(spec.arch, classifier, digest.hexdigest(), mean, std, [])
+    return _LoadedClassifier(spec.arch, classifier, digest.hexdigest(), mean, std, [])
 
 
-def _open_torchvision(spec: Spec, defaults: Defaults) -> _Opened:
+def _open_torchvision(spec: Spec, defaults: WeightsDefaults) -> _LoadedClassifier:
     classifier = build(spec.arch)
     known = {entry.name: entry for entry in models.get_model_weights(spec.arch)}
     wanted = spec.detail or TORCHVISION_WEIGHTS
@@ -238,16 +240,38 @@ def _open_torchvision(spec: Spec, defaults: Defaults) -> _Opened:
     path = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[1]
     if not path.is_file():
         _download(spec, weights.url, path)
+    digest = sha256_as_named(path)
     ignored = fill(classifier, read_state(path), path, spec.arch)
     mean, std = NORMALISATIONS["imagenet"]
-    return _Opened(spec.arch, classifier, sha256_of_file(path), mean, std, ignored)
+    return _LoadedClassifier(spec.arch, classifier, digest, mean, std, ignored)
+
+
+def sha256_as_named(path: Path) -> str:
+    """Hex SHA-256 of a file of torchvision's; EvaluatorError unless it begins as the name ends.
+
+    `resnet18-f37072fd.pth` has a SHA-256 that begins with f37072fd.
+    """
+    expected = _hash_in_name(path)
+    digest = sha256_of_file(path)
+    if not digest.startswith(expected):
+        raise EvaluatorError(
+            f"{path}: sha256 is {digest[:12]}…, its name says {expected}…; the file is damaged or "
+            "another one, delete it to download it again"
+        )
+    return digest
+
+
+def _hash_in_name(path: Path) -> str:
+    return path.stem.rsplit("-", 1)[1]
 
 
 def _download(spec: Spec, url: str, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        prefix = path.stem.rsplit("-", 1)[1]  # the file's name ends in its hash
-        torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix, progress=False)
+        # The hash is compared here as well: no wrong file comes to lie in the place.
+        torch.hub.download_url_to_file(
+            url, str(path), hash_prefix=_hash_in_name(path), progress=False
+        )
     except (OSError, urllib.error.URLError, RuntimeError) as error:
         raise EvaluatorError(
             f"--backbone {spec.text}: weights cannot be downloaded ({error}); fetch {url} where "

@@ -30,11 +30,11 @@ from evaluator.padim import (
 )
 from evaluator.report import Cell, CellConfig, DimsOfSeed, HeatMaps, Protocol, Scores
 
-EXAMPLES = 3  # defective test images per category on the page of heat maps
+EXAMPLES = 4  # defective test images per category on the page of heat maps
 
 
 @dataclass(frozen=True)
-class Work:
+class Resources:
     """What does not change the numbers: room, speed, and where files go."""
 
     out: Path
@@ -113,7 +113,7 @@ def compute_cell(
     network: Network,
     category: Category,
     config: CellConfig,
-    work: Work,
+    resources: Resources,
     bar: tqdm,
 ) -> Cell:
     """Run PaDiM for one backbone on one category, all seeds, and write the cell to `path`."""
@@ -121,14 +121,14 @@ def compute_cell(
     masks = ground_truth(category, protocol)
     examples = choose_examples(category, masks)
     paths = [*category.train, *(image.path for image in category.test)]
-    with feature_store(network, len(paths), work.out) as layers:
+    with feature_store(network, len(paths), resources.out) as layers:
         started = time.perf_counter()
         extract(
             network,
             paths,
             protocol.resize_px,
             protocol.crop_px,
-            work.batch_size,
+            resources.batch_size,
             layers,
             bar.update,
         )
@@ -138,7 +138,7 @@ def compute_cell(
         shown = np.empty(0, np.uint8)
         for dims in config.dims:
             bar.set_postfix_str(f"seed {len(pixel) + 1} of {len(config.dims)}")
-            maps = _maps_of_seed(network, layers, dims, len(category.train), protocol, work)
+            maps = _maps_of_seed(network, layers, dims, len(category.train), protocol, resources)
             pixel.append(auroc(masks, maps))
             is_defective = np.array([item.mask is not None for item in category.test])
             image.append(auroc(is_defective, maps.max(axis=(1, 2))))
@@ -164,13 +164,13 @@ def _maps_of_seed(
     dims: DimsOfSeed,
     train_images: int,
     protocol: Protocol,
-    work: Work,
+    resources: Resources,
 ) -> npt.NDArray[np.float32]:
     """Score maps of all test images for one seed: float32 [test images, size, size]."""
     images = layers[0].values.shape[1]
     rows, columns = finest_grid(layers)
     tile, workers = plan_tiles(
-        images, len(dims.indices), work.max_memory_bytes, usable_workers(network.device)
+        images, len(dims.indices), resources.max_memory_bytes, usable_workers(network.device)
     )
     distance = np.empty((images - train_images, rows * columns), np.float32)
     for positions, values in distance_tiles(

@@ -2,18 +2,54 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from evaluator import __version__
-from evaluator.errors import EvaluatorError
+from evaluator.errors import EvaluatorError, is_out_of_memory
 
 if TYPE_CHECKING:
-    from evaluator.backbones import Defaults
+    from evaluator.backbones import WeightsDefaults
 
 INTERRUPTED = 130
+
+
+class FiniteFloat(click.FloatRange):
+    """A number within a range; click's own lets not-a-number pass every bound."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The number; a usage error where it is not finite or out of range."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return number
+
+
+@contextlib.contextmanager
+def one_line_errors(out: Path) -> Iterator[None]:
+    """Ctrl-C ends in one line and exit code 130; a full disk or memory in one line and 1."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(f"Interrupted; the same command continues in {out}.", err=True)
+        raise SystemExit(INTERRUPTED) from None
+    except OSError as error:  # a full disk, a folder without permission
+        raise EvaluatorError(f"{error.filename or out}: {error.strerror or error}") from None
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise EvaluatorError(
+            f"memory ran out ({reason:.200}); lower --batch-size or --max-memory, the same command "
+            f"continues in {out}"
+        ) from None
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -86,14 +122,14 @@ def main() -> None:
     "--blur-sigma",
     default=4.0,
     show_default=True,
-    type=click.FloatRange(0, 100),
+    type=FiniteFloat(0, 100),
     help="Gaussian blur of the maps, in pixels.",
 )
 @click.option(
     "--epsilon",
     default=0.01,
     show_default=True,
-    type=click.FloatRange(0, 1e6, min_open=True),
+    type=FiniteFloat(0, 1e6, min_open=True),
     help="Added to the covariances' diagonals.",
 )
 @click.option(
@@ -111,7 +147,7 @@ def main() -> None:
     default=1.0,
     show_default=True,
     metavar="GIB",
-    type=click.FloatRange(0, 4096, min_open=True),
+    type=FiniteFloat(0, 4096, min_open=True),
     help="Most that a tile of covariances may take.",
 )
 @click.option(
@@ -148,9 +184,9 @@ def padim(
     """
     if crop > resize:
         raise click.UsageError(f"--crop {crop} is larger than --resize {resize}")
-    try:
-        from evaluator.backbones import Choice
-        from evaluator.cells import Work
+    with one_line_errors(out):
+        from evaluator.backbones import LayersAndDims
+        from evaluator.cells import Resources
         from evaluator.padim import BLUR_BORDER
         from evaluator.report import Protocol
         from evaluator.run import Options, evaluate
@@ -167,18 +203,13 @@ def padim(
                 epsilon=epsilon,
                 seeds=list(range(seeds)),
             ),
-            defaults=_defaults(arch, input_norm, mean, std),
-            choice=Choice(tuple(_names(layers, "--layers") or ()) or None, dims),
+            weights_defaults=_weights_defaults(arch, input_norm, mean, std),
+            layers_and_dims=LayersAndDims(tuple(_names(layers, "--layers") or ()) or None, dims),
             device=_device(device),
-            work=Work(out, batch_size, int(max_memory * 2**30)),
+            resources=Resources(out, batch_size, int(max_memory * 2**30)),
         )
         click.echo(evaluate(options))
         click.echo(f"{out}: report.json, table.csv, table.md, figure6.png")
-    except KeyboardInterrupt:
-        click.echo(f"Interrupted; the same command continues in {out}.", err=True)
-        raise SystemExit(INTERRUPTED) from None
-    except OSError as error:  # a full disk, a folder without permission
-        raise EvaluatorError(f"{error.filename or out}: {error.strerror or error}") from None
 
 
 def _names(text: str | None, option: str) -> list[str] | None:
@@ -191,8 +222,10 @@ def _names(text: str | None, option: str) -> list[str] | None:
     return parts
 
 
-def _defaults(arch: str, input_norm: str | None, mean: str | None, std: str | None) -> Defaults:
-    from evaluator.backbones import NORMALISATIONS, Defaults
+def _weights_defaults(
+    arch: str, input_norm: str | None, mean: str | None, std: str | None
+) -> WeightsDefaults:
+    from evaluator.backbones import NORMALISATIONS, WeightsDefaults
 
     if (mean is None) != (std is None) or (mean is not None and input_norm is not None):
         raise click.UsageError("give --input-norm, or --mean and --std together")
@@ -200,10 +233,10 @@ def _defaults(arch: str, input_norm: str | None, mean: str | None, std: str | No
         spread = _rgb(std, "--std")
         if min(spread) <= 0:
             raise click.UsageError(f"--std {std}: must be above 0")
-        return Defaults(arch, _rgb(mean, "--mean"), spread)
+        return WeightsDefaults(arch, _rgb(mean, "--mean"), spread)
     if input_norm is not None:
-        return Defaults(arch, *NORMALISATIONS[input_norm])
-    return Defaults(arch)
+        return WeightsDefaults(arch, *NORMALISATIONS[input_norm])
+    return WeightsDefaults(arch)
 
 
 def _rgb(text: str, option: str) -> tuple[float, float, float]:

@@ -12,7 +12,7 @@ from torch import nn
 from torchvision import models
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from evaluator.errors import EvaluatorError
+from evaluator.errors import EvaluatorError, is_out_of_memory
 
 # PaDiM's layers and random dimensions: Defard et al. 2021 for ResNets, ours for MobileNetV2.
 RESNET_LAYERS = ("layer1", "layer2", "layer3")
@@ -94,7 +94,8 @@ def make_network(
 ) -> Network:
     """Cut `classifier` after the last of `layers`, in eval mode, and learn the layers' shapes.
 
-    Raises EvaluatorError for a layer that is not there or whose output is no feature map.
+    Raises EvaluatorError for a layer that is not there, is there twice or gives no feature map,
+    and for a network that does not run on photographs of `size_px`.
     """
     known = [path for path, _ in classifier.named_modules() if path]
     for layer in layers:
@@ -103,18 +104,37 @@ def make_network(
             raise EvaluatorError(
                 f"backbone {name!r}: no layer {layer!r}; did you mean {nearest!r}?"
             )
+        if layers.count(layer) > 1:
+            raise EvaluatorError(f"backbone {name!r}: layer {layer!r} is given twice; once counts")
+    try:
+        extractor, outputs = _cut_and_run(classifier, layers, size_px, device)
+    except Exception as error:  # tracing and running raise whatever the network's code provokes
+        if is_out_of_memory(error):
+            raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise EvaluatorError(
+            f"backbone {name!r}: layers {', '.join(layers)} do not run on {size_px} px photographs "
+            f"({reason:.200}); choose other --layers, or --resize and --crop that the network takes"
+        ) from None
+    shapes = []
+    for layer in layers:
+        output = outputs[layer]
+        if not isinstance(output, torch.Tensor) or output.ndim != 4:
+            found = f"{getattr(output, 'ndim', 'no')} axes"
+            raise EvaluatorError(
+                f"backbone {name!r}: layer {layer!r} gives {found}, PaDiM wants a feature map "
+                "[images, channels, rows, columns]"
+            )
+        shapes.append((output.shape[1], output.shape[2], output.shape[3]))
+    return Network(name, extractor, layers, tuple(shapes), mean, std, device)
+
+
+def _cut_and_run(
+    classifier: nn.Module, layers: tuple[str, ...], size_px: int, device: torch.device
+) -> tuple[nn.Module, dict[str, object]]:
+    """The feature extractor, and what its layers give for one blank photograph."""
     extractor = create_feature_extractor(classifier.eval(), {layer: layer for layer in layers})
     extractor = extractor.to(device).to(memory_format=torch.channels_last)
     with torch.inference_mode():
         blank = torch.zeros(1, 3, size_px, size_px, device=device)
-        outputs = extractor(blank.to(memory_format=torch.channels_last))
-    shapes = []
-    for layer in layers:
-        shape = tuple(outputs[layer].shape)
-        if len(shape) != 4:
-            raise EvaluatorError(
-                f"backbone {name!r}: layer {layer!r} gives {len(shape)} axes, PaDiM wants a "
-                "feature map [images, channels, rows, columns]"
-            )
-        shapes.append((int(shape[1]), int(shape[2]), int(shape[3])))
-    return Network(name, extractor, layers, tuple(shapes), mean, std, device)
+        return extractor, extractor(blank.to(memory_format=torch.channels_last))

@@ -194,10 +194,14 @@ class CellConfig(Model):
     std: Rgb
     layers: list[str]
     dims: list[DimsOfSeed]
+    examples: Count
 
 
 class HeatMaps(Model):
-    """Maps of the category's example images: uint8 npy [examples, rows, columns], see REPORT.md."""
+    """Maps of example images: uint8 npy [examples, rows, columns], see REPORT.md.
+
+    `test_images` are their places in the order of `find_categories`.
+    """
 
     file: str = Field(pattern=r"^[^/]+\.npy$")
     sha256: Sha256

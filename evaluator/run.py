@@ -13,19 +13,19 @@ import torch
 from tqdm import tqdm
 
 from evaluator import __version__
-from evaluator.artifacts import canonical_json, sha256_of, write_bytes, write_json
-from evaluator.backbones import Choice, Defaults, open_backbone, parse_spec
+from evaluator.artifacts import canonical_json, remove_leftovers, sha256_of, write_bytes, write_json
+from evaluator.backbones import LayersAndDims, WeightsDefaults, open_backbone, parse_spec
 from evaluator.cells import (
-    Work,
+    EXAMPLES,
+    Resources,
     cell_path,
-    choose_examples,
     compute_cell,
     finished_cell,
     ground_truth,
     heat_maps,
 )
 from evaluator.errors import EvaluatorError
-from evaluator.inspection import Category, find_categories, load_image
+from evaluator.inspection import Category, find_categories, load_image, load_mask
 from evaluator.networks import Network
 from evaluator.padim import draw_dims, plan_tiles
 from evaluator.report import (
@@ -52,14 +52,14 @@ class Options:
     specs: tuple[str, ...]
     categories: list[str] | None
     protocol: Protocol
-    defaults: Defaults
-    choice: Choice
+    weights_defaults: WeightsDefaults
+    layers_and_dims: LayersAndDims
     device: torch.device
-    work: Work
+    resources: Resources
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedBackbone:
     """A backbone ready to run, its record, and its random dimensions."""
 
     network: Network
@@ -73,7 +73,10 @@ def evaluate(options: Options) -> str:
     Returns the Markdown table. Raises EvaluatorError before any network runs for whatever can be
     seen before.
     """
-    options.work.out.mkdir(parents=True, exist_ok=True)
+    out = options.resources.out
+    out.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(out)
+    remove_leftovers(out / "cells")
     backbones = _open_all(options)
     categories = find_categories(options.root, options.categories)
     records = [_category_record(category, options.protocol) for category in categories]
@@ -94,7 +97,6 @@ def evaluate(options: Options) -> str:
         scores=scores,
         table=table_rows(records, names, scores),
     )
-    out = options.work.out
     text = markdown(report)
     write_json(out / "report.json", report)
     write_bytes(out / "table.csv", csv_text(report.table).encode())
@@ -112,7 +114,7 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
 
 
-def _open_all(options: Options) -> list[Opened]:
+def _open_all(options: Options) -> list[OpenedBackbone]:
     specs = [parse_spec(text) for text in options.specs]
     for spec in specs:
         if sum(spec.name == other.name for other in specs) > 1:
@@ -123,11 +125,12 @@ def _open_all(options: Options) -> list[Opened]:
     opened = []
     for spec in specs:
         network, record = open_backbone(
-            spec, options.defaults, options.choice, size_px, options.device
+            spec, options.weights_defaults, options.layers_and_dims, size_px, options.device
         )
         if record.ignored_keys:
             click.echo(f"{spec.name}: ignored keys {', '.join(record.ignored_keys)}", err=True)
-        opened.append(Opened(network, record, _random_dims(network, record, options.protocol)))
+        dims = _random_dims(network, record, options.protocol)
+        opened.append(OpenedBackbone(network, record, dims))
     return opened
 
 
@@ -144,7 +147,7 @@ def _random_dims(network: Network, record: BackboneRecord, protocol: Protocol) -
     )
 
 
-def _distinct_dims(backbones: Sequence[Opened]) -> list[RandomDims]:
+def _distinct_dims(backbones: Sequence[OpenedBackbone]) -> list[RandomDims]:
     distinct: list[RandomDims] = []
     for backbone in backbones:
         if backbone.dims not in distinct:
@@ -179,18 +182,18 @@ def _category_record(category: Category, protocol: Protocol) -> CategoryRecord:
 
 
 def _check_memory(
-    options: Options, categories: Sequence[Category], backbones: Sequence[Opened]
+    options: Options, categories: Sequence[Category], backbones: Sequence[OpenedBackbone]
 ) -> None:
     images = max(len(category.train) + len(category.test) for category in categories)
     for backbone in backbones:
-        plan_tiles(images, backbone.record.dims, options.work.max_memory_bytes, max_workers=1)
+        plan_tiles(images, backbone.record.dims, options.resources.max_memory_bytes, max_workers=1)
 
 
 def _all_cells(
-    options: Options, categories: Sequence[Category], backbones: Sequence[Opened]
+    options: Options, categories: Sequence[Category], backbones: Sequence[OpenedBackbone]
 ) -> tuple[list[tuple[Path, Cell]], int]:
     """Every (category, backbone) in order, as (path, cell), and how many were there before."""
-    versions = _versions()
+    versions, resources = _versions(), options.resources
     total = sum(len(c.train) + len(c.test) for c in categories) * len(backbones)
     cells: list[tuple[Path, Cell]] = []
     reused = 0
@@ -202,10 +205,10 @@ def _all_cells(
                 bar.set_postfix_str("features")
                 config = _cell_config(options.protocol, category, backbone, versions)
                 digest = sha256_of(canonical_json(config))
-                path = cell_path(options.work.out, category.name, backbone.record.arch, digest)
+                path = cell_path(resources.out, category.name, backbone.record.arch, digest)
                 cell = finished_cell(path, config, name)
                 if cell is None:
-                    cell = compute_cell(path, backbone.network, category, config, options.work, bar)
+                    cell = compute_cell(path, backbone.network, category, config, resources, bar)
                 else:
                     reused += 1
                     bar.total -= cell.scores.images
@@ -214,7 +217,7 @@ def _all_cells(
 
 
 def _cell_config(
-    protocol: Protocol, category: Category, backbone: Opened, versions: dict[str, str]
+    protocol: Protocol, category: Category, backbone: OpenedBackbone, versions: dict[str, str]
 ) -> CellConfig:
     return CellConfig(
         evaluator_version=__version__,
@@ -227,6 +230,7 @@ def _cell_config(
         std=backbone.record.std,
         layers=backbone.record.layers,
         dims=backbone.dims.seeds,
+        examples=EXAMPLES,
     )
 
 
@@ -237,21 +241,19 @@ def _page_rows(
     protocol = options.protocol
     rows = []
     for category in categories:
-        masks = ground_truth(category, protocol)
-        columns = [heat_maps(path, cell) for path, cell in cells if _is_of(cell, category)]
-        for index, test_index in enumerate(choose_examples(category, masks)):
+        found = [(path, cell) for path, cell in cells if cell.scores.category == category.name]
+        columns = [heat_maps(path, cell) for path, cell in found]
+        # The same for every backbone: the choice depends on the masks and EXAMPLES alone.
+        for index, test_index in enumerate(found[0][1].heat_maps.test_images):
             image = category.test[test_index]
+            assert image.mask is not None, "examples are defective"
             rows.append(
                 Row(
                     category=category.name,
                     label=f"{image.defect}/{image.path.name}",
                     image=load_image(image.path, protocol.resize_px, protocol.crop_px),
-                    mask=masks[test_index],
+                    mask=load_mask(image.mask, protocol.resize_px, protocol.crop_px),
                     maps=[maps[index] for maps in columns],
                 )
             )
     return rows
-
-
-def _is_of(cell: Cell, category: Category) -> bool:
-    return cell.scores.category == category.name

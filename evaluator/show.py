@@ -70,7 +70,8 @@ def write_page(path: Path, backbones: Sequence[str], rows: Sequence[Row]) -> Non
             if i == 0:
                 axes.set_title(title, fontsize=8, pad=4)
             if j == 0:
-                axes.set_ylabel(f"{row.category}\n{row.label}", fontsize=6, labelpad=3)
+                label = f"{row.category}\n{row.label}"  # of files: a $ in it is no formula
+                axes.set_ylabel(label, fontsize=6, labelpad=3, parse_math=False)
     _draw_scale(figure, (start, width, height, pitch * len(titles) - gap))
     buffer = io.BytesIO()
     canvas.print_png(buffer, metadata={"Software": None})

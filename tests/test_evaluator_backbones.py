@@ -10,18 +10,30 @@ import torch
 from safetensors.torch import save_file
 from torchvision.models import get_model
 
-from evaluator.backbones import NORMALISATIONS, Choice, Defaults, open_backbone, parse_spec
+from evaluator.backbones import (
+    NORMALISATIONS,
+    LayersAndDims,
+    WeightsDefaults,
+    open_backbone,
+    parse_spec,
+    sha256_as_named,
+)
 from evaluator.errors import EvaluatorError
 
 CPU = torch.device("cpu")
-SIGNED = Defaults("resnet18", *NORMALISATIONS["signed"])
+SIGNED = WeightsDefaults("resnet18", *NORMALISATIONS["signed"])
 
 
-def opened(text: str, defaults: Defaults = SIGNED, choice: Choice = Choice()):  # noqa: B008
+DEFAULT = LayersAndDims()
+
+
+def opened(text: str, defaults: WeightsDefaults = SIGNED, choice: LayersAndDims = DEFAULT):
     return open_backbone(parse_spec(text), defaults, choice, 32, CPU)
 
 
-def refused(pattern: str, text: str, defaults: Defaults = SIGNED, choice: Choice = Choice()):  # noqa: B008
+def refused(
+    pattern: str, text: str, defaults: WeightsDefaults = SIGNED, choice: LayersAndDims = DEFAULT
+):
     with pytest.raises(EvaluatorError, match=pattern) as caught:
         opened(text, defaults, choice)
     assert "\n" not in caught.value.message
@@ -216,8 +228,8 @@ def test_weights_file_with_own_options_overrules_the_defaults(tmp_path):
 @pytest.mark.parametrize(
     ("defaults", "pattern"),
     [
-        (Defaults(), r"needs an architecture \(--arch\)"),
-        (Defaults("resnet18"), r"needs a normalisation \(--input-norm\)"),
+        (WeightsDefaults(), r"needs an architecture \(--arch\)"),
+        (WeightsDefaults("resnet18"), r"needs a normalisation \(--input-norm\)"),
     ],
 )
 def test_weights_file_needs_architecture_and_normalisation(tmp_path, defaults, pattern):
@@ -257,27 +269,48 @@ def test_torchvision_without_network_says_where_to_put_the_file(tmp_path, monkey
     refused(where, "torchvision:resnet18")
 
 
-def test_torchvision_file_in_place_is_used(tmp_path, monkeypatch):
+def test_torchvision_file_that_is_another_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     torch.save(state_of(), folder / "resnet18-f37072fd.pth")
-    _, record = opened("torchvision:resnet18")
-    assert record.mean == (0.485, 0.456, 0.406)
+    refused("sha256 is .*, its name says f37072fd…; .* delete it", "torchvision:resnet18")
+
+
+def test_file_is_taken_when_its_name_ends_as_its_hash_begins(tmp_path):
+    digest = hashlib.sha256(b"weights").hexdigest()
+    path = tmp_path / f"resnet18-{digest[:8]}.pth"
+    path.write_bytes(b"weights")
+    assert sha256_as_named(path) == digest
 
 
 def test_layers_and_dims_by_choice():
-    _, record = opened("random:resnet34", choice=Choice(("layer2", "layer3"), 50))
+    _, record = opened("random:resnet34", choice=LayersAndDims(("layer2", "layer3"), 50))
     assert (record.layers, record.dims) == (["layer2", "layer3"], 50)
 
 
 @pytest.mark.parametrize(
     ("choice", "pattern"),
     [
-        (Choice(("layer2", "layer5"), None), "no layer 'layer5'; did you mean"),
-        (Choice(None, 449), "449 dimensions wanted, .* have 448 channels"),
-        (Choice(("fc",), 10), "gives 2 axes"),
+        (LayersAndDims(("layer2", "layer5"), None), "no layer 'layer5'; did you mean"),
+        (LayersAndDims(None, 449), "449 dimensions wanted, .* have 448 channels"),
+        (LayersAndDims(("fc",), 10), "gives 2 axes"),
+        (LayersAndDims(("layer1", "layer1"), 10), "layer 'layer1' is given twice"),
     ],
 )
 def test_layers_and_dims_that_cannot_be_are_refused(choice, pattern):
     refused(pattern, "random:resnet18", choice=choice)
+
+
+@pytest.mark.parametrize(
+    ("arch", "layer", "size_px"),
+    [("googlenet", "aux1", 64), ("vit_b_16", "conv_proj", 48), ("vgg11", "features.20", 16)],
+)
+@pytest.mark.filterwarnings("ignore:The default weight initialization:FutureWarning")
+def test_network_that_cannot_run_is_refused(arch, layer, size_px):
+    pattern = f"layers {layer} do not run on {size_px} px photographs .*; choose other --layers"
+    with pytest.raises(EvaluatorError, match=pattern) as caught:
+        open_backbone(
+            parse_spec(f"random:{arch}"), SIGNED, LayersAndDims((layer,), 5), size_px, CPU
+        )
+    assert "\n" not in caught.value.message

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,8 @@ from sklearn.metrics import roc_auc_score
 from torchvision.models import get_model
 
 from evaluator.artifacts import read_json
-from evaluator.cli import main
+from evaluator.cli import main, one_line_errors
+from evaluator.errors import EvaluatorError
 from evaluator.report import Report
 from tests import naive
 from tests.evaluator_inspection import save, write_category
@@ -109,7 +111,8 @@ def test_rerun_computes_a_damaged_cell_again(finished):
 
 def test_other_settings_do_not_take_old_cells(finished, tmp_path):
     data, out, _ = finished
-    result = padim(data, out, "--categories", "bolt", "--epsilon", "0.02")
+    shutil.copytree(out, tmp_path / "out")
+    result = padim(data, tmp_path / "out", "--categories", "bolt", "--epsilon", "0.02")
     assert "1 cells of 2 seeds: 1 computed, 0 from an earlier run" in result.stdout
 
 
@@ -160,6 +163,11 @@ def test_scores_equal_the_slow_version(tmp_path):
         (["--mean", "0,0", "--std", "1,1,1"], 2, "expected three numbers"),
         (["--mean", "0,0,0", "--std", "1,nan,1"], 2, "expected three finite numbers"),
         (["--categories", "a,,b"], 2, "expected names separated by commas"),
+        (["--epsilon", "nan"], 2, "'--epsilon': 'nan' is not a finite number"),
+        (["--blur-sigma", "nan"], 2, "'--blur-sigma': 'nan' is not a finite number"),
+        (["--max-memory", "nan"], 2, "'--max-memory': 'nan' is not a finite number"),
+        (["--max-memory", "inf"], 2, "Invalid value for '--max-memory'"),
+        (["--layers", "layer1,layer1"], 1, "layer 'layer1' is given twice"),
     ],
 )
 def test_wrong_input_is_one_line(finished, tmp_path, more, code, message):
@@ -195,6 +203,63 @@ def test_out_that_cannot_be_made_is_one_line(finished, tmp_path):
     result = padim(data, tmp_path / "file" / "out")
     assert result.exit_code == 1
     assert result.stderr.startswith(f"Error: {tmp_path / 'file'}")
+
+
+def raise_(error: Exception) -> None:
+    raise error
+
+
+@pytest.mark.parametrize(
+    "allocate",
+    [
+        lambda: np.empty(2**50, np.uint8),
+        lambda: torch.empty(2**50, dtype=torch.uint8),
+        lambda: raise_(torch.OutOfMemoryError("CUDA out of memory.")),
+    ],
+    ids=["numpy", "torch", "cuda"],
+)
+def test_memory_that_runs_out_is_one_line(tmp_path, allocate):
+    expected = r"memory ran out \(.*\); lower --batch-size or --max-memory"
+    with pytest.raises(EvaluatorError, match=expected) as caught, one_line_errors(tmp_path):
+        allocate()
+    assert "\n" not in caught.value.message
+
+
+def test_other_runtime_errors_are_not_hidden(tmp_path):
+    with pytest.raises(RuntimeError, match="a bug"), one_line_errors(tmp_path):
+        raise RuntimeError("a bug")
+
+
+def test_file_names_are_no_formulas(tmp_path):
+    bolt = write_category(tmp_path / "data" / "$x_{")
+    (bolt / "test" / "light" / "000.png").rename(bolt / "test" / "light" / r"a$\foo$.png")
+    masks = bolt / "ground_truth" / "light"
+    (masks / "000_mask.png").rename(masks / r"a$\foo$_mask.png")
+    result = padim(tmp_path / "data", tmp_path / "out", "--seeds", "1")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "out" / "figure6.png").exists()
+
+
+def test_killed_run_continues_where_it_was(finished, tmp_path):
+    data, calm, _ = finished
+    out, cells = tmp_path / "out", tmp_path / "out" / "cells"
+    command = [sys.executable, "-m", "evaluator", "padim", "--data", str(data), "--out", str(out)]
+    process = subprocess.Popen([*command, *SMALL, *SPECS], stdout=subprocess.DEVNULL)
+    while not list(cells.glob("*.json")) and process.poll() is None:
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait(timeout=60) == -signal.SIGKILL
+    before = {path: path.stat().st_mtime_ns for path in cells.glob("*.json")}
+    assert 1 <= len(before) <= 3
+    leftovers = [out / ".table.csv.tmp-1", cells / ".a.npy.tmp-1"]  # of a kill inside a write
+    for path in leftovers:
+        path.write_bytes(b"half")
+
+    result = padim(data, out, *SPECS)
+    assert f"{4 - len(before)} computed, {len(before)} from an earlier run" in result.stdout
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert (out / "table.csv").read_bytes() == (calm / "table.csv").read_bytes()
+    assert not any(path.exists() for path in leftovers)
 
 
 def test_interrupt_is_one_line_and_130(tmp_path):

@@ -18,7 +18,7 @@ from trainer.run import Config, DatasetRef, Duration, Run
 def export(out: Path, arch: str) -> torch.nn.Module:
     """Export a network with random weights; returns it."""
     run = Run(
-        trainer_version="0.1.0",
+        format="semiformula-run", format_version=1, trainer_version="0.1.0",
         config=Config(
             loss="direct", arch=arch, size_px=32, batch_size=4, lr=0.001, seed=0, holdout=1,
             precision="fp32",

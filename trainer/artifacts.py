@@ -40,7 +40,7 @@ def parse_model(model: type[ModelT], data: object, where: str) -> ModelT:
         field = model.model_fields.get(key)
         if field is not None:
             expected = field.annotation.__args__[0]  # type: ignore[union-attr]
-            if data.get(key, field.default) != expected:
+            if data.get(key) != expected:
                 raise TrainerError(
                     f"{where}: {key} is {data.get(key)!r}, this version reads {expected!r} only; "
                     "use the matching version of semiformula"

@@ -42,8 +42,8 @@ class CheckpointRecord(Model):
 class Checkpoints(Model):
     """`checkpoint.json`: written last; names the newest checkpoint first, then the one before."""
 
-    format: Literal["semiformula-checkpoint"] = "semiformula-checkpoint"
-    format_version: Literal[1] = 1
+    format: Literal["semiformula-checkpoint"]
+    format_version: Literal[1]
     trainer_version: str
     arch: str
     loss: str
@@ -99,6 +99,8 @@ def save_checkpoint(
     with atomic_file(out / record.file) as file:
         file.write(data)
     index = Checkpoints(
+        format="semiformula-checkpoint",
+        format_version=1,
         trainer_version=__version__,
         arch=config.arch,
         loss=config.loss,
@@ -190,8 +192,6 @@ def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Ten
 
 
 def _remove_others(out: Path, keep: set[str]) -> None:
-    """Older checkpoints, and what a killed writer left under a temporary name."""
-    for pattern in ("checkpoint-*.safetensors", ".*.tmp-*"):
-        for path in out.glob(pattern):
-            if path.name not in keep:
-                path.unlink(missing_ok=True)
+    for path in out.glob("checkpoint-*.safetensors"):
+        if path.name not in keep:
+            path.unlink(missing_ok=True)

@@ -75,8 +75,8 @@ class Metrics(Model):
 class Backbone(Model):
     """`backbone.json`: written after the weights."""
 
-    format: Literal["semiformula-backbone"] = "semiformula-backbone"
-    format_version: Literal[1] = 1
+    format: Literal["semiformula-backbone"]
+    format_version: Literal[1]
     trainer_version: str
     arch: Literal["wide_resnet50_2", "resnet18", "resnet50", "mobilenet_v2"]
     weights: Weights
@@ -105,11 +105,11 @@ def export_backbone(
         for name, tensor in model.state_dict().items()
         if not name.startswith(architecture.classifier)
     }
-    # One entry of metadata: safetensors writes several in random order, and equal runs must be
-    # equal files.
     # One metadata entry: safetensors orders several at random, and equal runs are equal files.
     data = save(tensors, {"format": "semiformula-backbone"})
     backbone = Backbone(
+        format="semiformula-backbone",
+        format_version=1,
         trainer_version=__version__,
         arch=config.arch,
         weights=Weights(file=WEIGHTS_FILE, bytes=len(data), sha256=sha256_of(data)),

@@ -13,11 +13,14 @@ from typing import Literal
 from pydantic import Field
 
 from trainer import __version__
-from trainer.artifacts import Model, Sha256, read_json, write_json
+from trainer.artifacts import Model, Sha256, read_json
 from trainer.dataset import Dataset
 from trainer.errors import TrainerError
 
 RUN_FILE = "run.json"
+LOCK_FILE = ".lock"
+# What a trainer writes under the lock; `trainer show` writes its figure beside a running one.
+WRITTEN_FILES = (RUN_FILE, "checkpoint*", "loss.png", "backbone*")
 
 
 class Config(Model):
@@ -62,8 +65,8 @@ class Duration(Model):
 class Run(Model):
     """`run.json`: written when a run starts, and again when it resumes with another duration."""
 
-    format: Literal["semiformula-run"] = "semiformula-run"
-    format_version: Literal[1] = 1
+    format: Literal["semiformula-run"]
+    format_version: Literal[1]
     trainer_version: str
     config: Config
     dataset: DatasetRef
@@ -92,55 +95,61 @@ def read_run(out: Path) -> Run:
     return read_json(Run, out / RUN_FILE)
 
 
-def open_run(out: Path, config: Config, dataset: Dataset, data: Path, duration: Duration) -> Run:
-    """Start the run folder, or check that it holds the same run; returns its description.
-
-    Raises TrainerError naming the first option that differs, with both values.
-    """
-    reference = dataset_ref(dataset)
+def previous_run(out: Path) -> Run | None:
+    """What is trained in the locked folder, None for a fresh one; TrainerError for any other."""
     if (out / RUN_FILE).exists():
-        before = read_run(out)
-        if before.dataset.content_sha256 != reference.content_sha256:
-            raise TrainerError(
-                f"{out}: was trained on dataset {before.dataset.name} "
-                f"{before.dataset.content_sha256[:12]}, --data is {reference.name} "
-                f"{reference.content_sha256[:12]}; give another --out"
-            )
-        for name in Config.model_fields:
-            was, asked = getattr(before.config, name), getattr(config, name)
-            if was != asked:
-                option = {"size_px": "size"}.get(name, name.replace("_", "-"))
-                raise TrainerError(
-                    f"{out}: was started with --{option} {was}, asked for {asked}; "
-                    "use the same, or give another --out"
-                )
-    elif out.exists() and any(entry.name != ".lock" for entry in out.iterdir()):
+        return read_run(out)
+    if any(entry.name != LOCK_FILE for entry in out.iterdir()):
         raise TrainerError(f"{out}: is not empty and holds no {RUN_FILE}; give another --out")
-    run = Run(
+    return None
+
+
+def new_run(config: Config, dataset: Dataset, data: Path, duration: Duration) -> Run:
+    """The description of a run that starts or goes on now."""
+    return Run(
+        format="semiformula-run",
+        format_version=1,
         trainer_version=__version__,
         config=config,
-        dataset=reference,
-        data=str(data),
+        dataset=dataset_ref(dataset),
+        data=str(data.absolute()),
         duration=duration,
         versions={
             "python": platform.python_version(),
             **{name: version(name) for name in ("numpy", "torch", "torchvision")},
         },
     )
-    write_json(out / RUN_FILE, run)
-    return run
+
+
+def refuse_other_run(out: Path, before: Run, run: Run) -> None:
+    """TrainerError naming the dataset or the first option that differs, with both values."""
+    was, now = before.dataset, run.dataset
+    if was.content_sha256 != now.content_sha256:
+        raise TrainerError(
+            f"{out}: was trained on dataset {was.name} {was.content_sha256[:12]}, --data is "
+            f"{now.name} {now.content_sha256[:12]}; give another --out"
+        )
+    for name in Config.model_fields:
+        old, asked = getattr(before.config, name), getattr(run.config, name)
+        if old != asked:
+            option = {"size_px": "size"}.get(name, name.replace("_", "-"))
+            raise TrainerError(
+                f"{out}: was started with --{option} {old}, asked for {asked}; "
+                "use the same, or give another --out"
+            )
 
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Hold the run folder alone; TrainerError when another process trains in it.
+    """Hold the run folder alone, rid of what a killed trainer left half written.
 
-    A POSIX lock, because the loader's workers do not inherit it: they outlive a killed trainer by
-    seconds, and the same command must go on at once.
+    TrainerError when another process trains in it. A POSIX lock, because the loader's workers do
+    not inherit it: they outlive a killed trainer by seconds, and the same command must go on at
+    once.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        file = (out / ".lock").open("w")
+        file = (out / LOCK_FILE).open("a")  # nothing of a folder that may not be ours is changed
     except OSError as error:
         raise TrainerError(f"{out}: cannot be written ({error.strerror})") from None
     with file:
@@ -148,4 +157,7 @@ def locked(out: Path) -> Iterator[None]:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             raise TrainerError(f"{out}: another `trainer pretrain` is at work there") from None
+        for name in WRITTEN_FILES:
+            for path in out.glob(f".{name}.tmp-*"):
+                path.unlink(missing_ok=True)
         yield

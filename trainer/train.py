@@ -6,8 +6,6 @@ and where it stands is one integer, the step: a resumed run is the uninterrupted
 
 from __future__ import annotations
 
-import itertools
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -15,28 +13,37 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from trainer.artifacts import write_json
 from trainer.checkpoint import CheckpointRecord, restore, save_checkpoint
 from trainer.dataset import Dataset, read_dataset
 from trainer.errors import TrainerError
 from trainer.export import export_backbone
+from trainer.loader import batches_from, next_batch
 from trainer.metrics import MetricsLog, draw_loss_curve, read_metrics, recent_train_loss
 from trainer.models import build_model
 from trainer.order import BatchOrder, default_holdout
-from trainer.run import Config, Duration, Run, locked, open_run
-from trainer.shards import Batch, ShardSamples, index_samples, key_of, read_normals
+from trainer.run import (
+    RUN_FILE,
+    Config,
+    Duration,
+    Run,
+    locked,
+    new_run,
+    previous_run,
+    refuse_other_run,
+)
+from trainer.shards import ShardSamples, index_samples, key_of, read_normals
 from trainer.task import Task, loss_of, make_task, pick_device, pick_precision
 
 LOG_EVERY_STEPS = 10  # a line of metrics, and the only wait for the device; sane: 10 to 100
 CHECKPOINT_EVERY_SECONDS = 300  # what a kill costs at most, where --checkpoint-every is not given
-PREFETCH_BATCHES = 4  # per worker; a batch of 64 at 224 px is 9.6 MB
 
 
 @dataclass(frozen=True)
@@ -116,7 +123,9 @@ def pretrain(options: Options) -> None:
             closing(this.log),
             stop_signals() as stop,
             progress_bar(this, at, last_step) as bar,
-            batches_from(this, at.step, options.workers) as stream,
+            batches_from(
+                this.samples, this.order, at.step, options.workers, task.device.type == "cuda"
+            ) as stream,
         ):
             while at.step < last_step and at.seconds < last_second and not stop.signal:
                 mark = time.perf_counter()
@@ -149,8 +158,11 @@ def pretrain(options: Options) -> None:
 def set_up(options: Options, dataset: Dataset) -> Setup:
     """Read and verify everything that the loop needs, and go to the newest checkpoint."""
     device = pick_device(options.device)
-    config = config_of(options, dataset, device)
-    run = open_run(options.out, config, dataset, options.data, options.duration)
+    before = previous_run(options.out)
+    config = config_of(options, dataset, device, before)
+    run = new_run(config, dataset, options.data, options.duration)
+    if before is not None:
+        refuse_other_run(options.out, before, run)
     samples = ShardSamples(options.data, dataset, index_samples(options.data, dataset))
     normals = None
     if config.loss == "indirect":
@@ -162,6 +174,13 @@ def set_up(options: Options, dataset: Dataset) -> Setup:
     model = model.to(memory_format=torch.channels_last)  # 1.15 times faster
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
     resumed = restore(options.out, config, model, optimizer)
+    if before is not None and before.versions.get("torch") != run.versions["torch"]:
+        click.echo(
+            f"Warning: torch was {before.versions.get('torch')}, is {run.versions['torch']}: the "
+            "run goes on, but not bit for bit as an uninterrupted one.",
+            err=True,
+        )
+    write_json(options.out / RUN_FILE, run)  # nothing was refused
     return Setup(
         run=run,
         task=make_task(config, dataset, device, normals),
@@ -176,8 +195,16 @@ def set_up(options: Options, dataset: Dataset) -> Setup:
     )
 
 
-def config_of(options: Options, dataset: Dataset, device: torch.device) -> Config:
-    """The options with every default filled in; TrainerError when nothing is left to train on."""
+def config_of(
+    options: Options, dataset: Dataset, device: torch.device, before: Run | None
+) -> Config:
+    """The options with every default filled in; TrainerError when nothing is left to train on.
+
+    Where the machine decides, a resumed run keeps what the first machine decided.
+    """
+    precision = options.precision
+    if precision == "auto":
+        precision = before.config.precision if before else pick_precision(device)
     holdout = default_holdout(dataset.samples) if options.holdout is None else options.holdout
     if holdout >= dataset.samples:
         raise TrainerError(
@@ -191,58 +218,8 @@ def config_of(options: Options, dataset: Dataset, device: torch.device) -> Confi
         lr=options.lr,
         seed=options.seed,
         holdout=holdout,
-        precision=pick_precision(options.precision, device),
+        precision=precision,
     )
-
-
-@contextmanager
-def batches_from(this: Setup, step: int, workers: int | None) -> Iterator[Iterator[Any]]:
-    """The endless stream of batches from `step` on, decoded and assembled in workers."""
-    on_cuda = this.task.device.type == "cuda"
-    if workers is None:  # on a CPU the network itself uses the cores: one is enough to keep up
-        workers = min(8 if on_cuda else 1, len(os.sched_getaffinity(0)) - 1)
-    loader: DataLoader[Any] = DataLoader(
-        this.samples,
-        batch_sampler=map(this.order.at, itertools.count(step)),
-        num_workers=workers,
-        prefetch_factor=PREFETCH_BATCHES if workers else None,
-        collate_fn=as_it_is,  # type: ignore[arg-type]
-        pin_memory=on_cuda,
-        worker_init_fn=ignore_signals,
-        generator=torch.Generator(),  # else each start draws from the one that resume restores
-    )
-    stream = iter(loader)
-    try:
-        yield stream
-    finally:
-        # An endless stream never ends its workers, and as they ignore SIGTERM nor does the exit.
-        if workers:
-            stream._shutdown_workers()  # type: ignore[attr-defined]
-
-
-def next_batch(stream: Iterator[Any]) -> Batch:
-    """The next batch; what went wrong in a worker, as a TrainerError."""
-    try:
-        batch: Batch | TrainerError = next(stream)
-    except RuntimeError as error:  # killed, for want of memory as a rule
-        raise TrainerError(
-            f"a loader's worker ended ({str(error).splitlines()[0]}); the same command goes on "
-            "from the last checkpoint, perhaps with fewer --workers"
-        ) from None
-    if isinstance(batch, TrainerError):
-        raise batch
-    return batch
-
-
-def as_it_is(batch: Batch | TrainerError) -> Batch | TrainerError:
-    """The dataset already made a batch of it."""
-    return batch
-
-
-def ignore_signals(worker: int) -> None:
-    """Ctrl-C and a farm's SIGTERM reach workers too; the trainer ends them when it has saved."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def gradient_norm(model: torch.nn.Module) -> torch.Tensor:
@@ -259,7 +236,11 @@ def log_metrics(this: Setup, at: Progress, bar: Any, last_second: float) -> None
     first = at.step - len(rows)
     for step, row in enumerate(rows, start=first):
         if not np.isfinite(row).all():
-            refuse_step(this, at, step, dict(zip(names, row, strict=True)))
+            keys = [key_of(index) for index in this.order.at(step)]
+            more = f" and {len(keys) - 8} more" if len(keys) > 8 else ""
+            listed = ", ".join(f"{n} {value:.4g}" for n, value in zip(names, row, strict=True))
+            batch = ", ".join(keys[:8]) + more
+            refuse(at, f"step {step + 1}: not finite ({listed}) for the batch of samples {batch}")
     mean = dict(zip(names, np.mean(rows, axis=0).tolist(), strict=True))
     seconds = at.seconds - at.logged_seconds
     batch_size = this.run.config.batch_size
@@ -282,14 +263,11 @@ def log_metrics(this: Setup, at: Progress, bar: Any, last_second: float) -> None
     at.pending, at.waited, at.logged_seconds = [], 0.0, at.seconds
 
 
-def refuse_step(this: Setup, at: Progress, step: int, values: dict[str, float]) -> None:
-    keys = [key_of(index) for index in this.order.at(step)]
-    listed = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+def refuse(at: Progress, what: str) -> NoReturn:
+    """Stop for a number that is not finite."""
     raise TrainerError(
-        f"step {step + 1}: not finite ({listed}) for the batch of samples "
-        f"{', '.join(keys[:8])}{f' and {len(keys) - 8} more' if len(keys) > 8 else ''}; "
-        f"the last checkpoint is of step {at.saved_step}: try a lower --lr or --precision fp32 "
-        "in a new --out"
+        f"{what}; the last checkpoint is of step {at.saved_step}: try a lower --lr or "
+        "--precision fp32 in a new --out"
     )
 
 
@@ -301,9 +279,9 @@ def checkpoint_due(at: Progress, every_steps: int | None) -> bool:
 
 
 def save(this: Setup, at: Progress, stop: Stop, bar: Any, out: Path) -> None:
-    """Held-out loss, checkpoint and loss curve; refuses to store weights that are not finite."""
+    """Held-out loss, checkpoint and loss curve; nothing when a loss was not finite."""
     log_metrics(this, at, bar, last_second=float("inf"))
-    loss = holdout_loss(this, stop)
+    loss = holdout_loss(this, at, stop)
     if loss is not None:
         this.log.append("holdout", step=at.step, loss=loss)
     config = this.run.config
@@ -315,10 +293,11 @@ def save(this: Setup, at: Progress, stop: Stop, bar: Any, out: Path) -> None:
 
 
 @torch.inference_mode()
-def holdout_loss(this: Setup, stop: Stop) -> float | None:
+def holdout_loss(this: Setup, at: Progress, stop: Stop) -> float | None:
     """Mean loss over the held-out samples, with the running batch norms; None when there is none.
 
-    Also None when a signal came: a farm that asked to stop does not wait for a number.
+    Also None when a signal came: a farm that asked to stop does not wait for a number. Raises
+    TrainerError when it is not finite, as after a step that broke the weights.
     """
     first, end = this.order.train_samples, len(this.samples)
     total = 0.0
@@ -330,7 +309,11 @@ def holdout_loss(this: Setup, stop: Stop) -> float | None:
         loss, _ = loss_of(this.task, this.model, this.samples.batch(indices))
         total += loss.item() * len(indices)
     this.model.train()
-    return None if stop.signal or first == end else total / (end - first)
+    if stop.signal or first == end:
+        return None
+    if not np.isfinite(total):
+        refuse(at, f"step {at.step}: held-out loss not finite ({total:.4g})")
+    return total / (end - first)
 
 
 @contextmanager
@@ -365,11 +348,10 @@ def finish(this: Setup, at: Progress, first_step: int, out: Path) -> None:
     """Export the backbone and print what the run came to."""
     lines = read_metrics(out)
     train_loss = recent_train_loss(lines)
-    held = [line["loss"] for line in lines if line["kind"] == "holdout"]
-    export_backbone(
-        out, this.run, this.model, at.step, this.order.train_samples, train_loss,
-        held[-1] if held else None,
-    )  # fmt: skip
+    # A run that a signal stopped, then asked for no more steps, has no held-out loss of its end.
+    held_out = [line for line in lines if line["kind"] == "holdout" and line["step"] == at.step]
+    held = held_out[-1]["loss"] if held_out else holdout_loss(this, at, Stop())
+    export_backbone(out, this.run, this.model, at.step, this.order.train_samples, train_loss, held)
     config, minutes = this.run.config, at.seconds / 60
     seen = at.step * config.batch_size
     share = sum(line["data_wait"] * line["steps"] for line in lines if line["kind"] == "train")
@@ -385,6 +367,6 @@ def finish(this: Setup, at: Progress, first_step: int, out: Path) -> None:
     )
     click.echo(
         f"Loss over the last steps {train_loss:.4g}, held out "
-        f"{f'{held[-1]:.4g} ({config.holdout} samples)' if held else 'not measured'}."
+        f"{'not measured' if held is None else f'{held:.4g} ({config.holdout} samples)'}."
     )
     click.echo(f"Backbone: {out / 'backbone.safetensors'}")
