@@ -194,7 +194,10 @@ def _check_files(root: Path, category: Category) -> Category:
 def _check_image(path: Path, digest: hashlib._Hash, root: Path) -> tuple[int, int]:
     """Width and height of an image whose header and chunk checksums are right."""
     data = _read(path)
-    digest.update(f"{path.relative_to(root).as_posix()} {len(data)}\n".encode())
+    try:
+        digest.update(f"{path.relative_to(root).as_posix()} {len(data)}\n".encode())
+    except UnicodeEncodeError:
+        raise EvaluatorError(f"{str(path)!r}: the name is not UTF-8; rename it") from None
     digest.update(data)
     with warnings.catch_warnings():
         # Here alone, in the main thread: warning filters are global to the process.

@@ -136,6 +136,11 @@ def test_flipped_byte_in_a_png_is_refused(bolt):
     refused(bolt.parent, "good/000.png: not a readable image")
 
 
+def test_name_that_is_not_utf8_is_refused(bolt):
+    (bolt / "test" / "good" / "000.png").rename(bolt / "test" / "good" / "\udcff.png")
+    refused(bolt.parent, r"good/\\udcff.png': the name is not UTF-8; rename it")
+
+
 def test_sixteen_bit_image_is_refused(bolt):
     save(bolt / "train" / "good" / "000.png", np.full((64, 64), 40_000, np.uint16))
     refused(bolt.parent, "more than 8 bit")
