@@ -18,6 +18,16 @@ def noise(count: int, height: int, width: int, channels: int) -> np.ndarray:
     return rng.integers(0, 256, (count, height, width, channels)).astype(np.uint8)
 
 
+def assert_agrees_with_float64(
+    normals: np.ndarray, normal_index: np.ndarray, theta: np.ndarray
+) -> None:
+    fast = render(normals, normal_index, theta)
+    slow = np.stack([naive.render(normals[n], t) for n, t in zip(normal_index, theta, strict=True)])
+    difference = np.abs(fast.astype(int) - slow)
+    assert difference.max() <= 1
+    assert (difference > 0).mean() <= 1e-4
+
+
 def paint(normal: np.ndarray, *components: list[float], scale: float) -> np.ndarray:
     """One image: uint8 [H, W, C] painted with the given components."""
     theta = np.array([[value for part in components for value in part] + [scale]], np.float32)
@@ -30,11 +40,7 @@ def test_render_agrees_with_float64(name: str, size: tuple[int, int]):
     recipe = load_recipe(name)
     normals = noise(5, *size, 3)
     normal_index, theta = draw(recipe, 0, 40, len(normals))
-    fast = render(normals, normal_index, theta)
-    slow = np.stack([naive.render(normals[n], t) for n, t in zip(normal_index, theta, strict=True)])
-    difference = np.abs(fast.astype(int) - slow)
-    assert difference.max() <= 1
-    assert (difference > 0).mean() <= 1e-4
+    assert_agrees_with_float64(normals, normal_index, theta)
 
 
 @pytest.mark.parametrize("components", [1, 2, 100])
@@ -44,11 +50,7 @@ def test_render_agrees_with_float64_for_other_vectors(components: int, channels:
     recipe = load_recipe("fine").model_copy(update=changed)
     normals = noise(2, 48, 40, channels)
     normal_index, theta = draw(recipe, 0, 30, len(normals))
-    fast = render(normals, normal_index, theta)
-    slow = np.stack([naive.render(normals[n], t) for n, t in zip(normal_index, theta, strict=True)])
-    difference = np.abs(fast.astype(int) - slow)
-    assert difference.max() <= 1
-    assert (difference > 0).mean() <= 1e-4
+    assert_agrees_with_float64(normals, normal_index, theta)
 
 
 @pytest.mark.parametrize("sigma", [0.002, 0.01, 5.0])
@@ -73,11 +75,7 @@ def test_render_of_a_large_image_keeps_the_accuracy():
     normals = noise(1, 64, 2048, 3)
     normal_index, theta = draw(recipe, 0, 8, 1)
     theta[:, -1] = 1
-    fast = render(normals, normal_index, theta)
-    slow = np.stack([naive.render(normals[0], one) for one in theta])
-    difference = np.abs(fast.astype(int) - slow)
-    assert difference.max() <= 1
-    assert (difference > 0).mean() <= 1e-4
+    assert_agrees_with_float64(normals, normal_index, theta)
 
 
 # A change here is a change of every dataset: none of those built before can be resumed or extended.
