@@ -11,7 +11,7 @@ DEMO ?= demo
 # The demo's size; the tests run it with small numbers.
 DEMO_PHOTOGRAPHS ?=
 DEMO_BUILD ?=
-DEMO_TRAIN ?= --steps 400
+DEMO_TRAIN ?= --steps 300
 DEMO_EVALUATE ?=
 
 .PHONY: demo test bench lint
