@@ -62,13 +62,15 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "cut shard": (lambda d: cut(d / SHARD, 2048), "2048 bytes, dataset.json says"),
     "flipped byte": (lambda d: flip_byte(d / SHARD, 700), "SHA-256 differs"),
     "flipped byte in normals": (lambda d: flip_byte(d / NORMALS, 700), "SHA-256 differs"),
-    "cut between members": (lambda d: recut(d, 6 * 512), "ends without the closing blocks"),
+    "cut between members": (lambda d: recut(d), "ends without the closing blocks"),
     "shifted sample": (lambda d: swap_shards(d), "found member '000000000.webp' where"),
 }
 
 
-def recut(folder: Path, length: int) -> None:
-    """Cut at a block of the first members, with hashes that agree."""
+def recut(folder: Path) -> None:
+    """Cut before the last member, with hashes that agree."""
+    with tarfile.open(folder / SHARD) as tar:
+        length = tar.getmembers()[-1].offset
     cut(folder / SHARD, length)
     rehash(folder)
 
@@ -125,6 +127,11 @@ EDITS: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
         "holds {'descr': '|O'",
     ),
     "theta cut": ("theta.npy", lambda d: d[:-1], "75 bytes of data, expected 76"),
+    "theta unhashable header": (
+        "theta.npy",
+        lambda d: d[:10] + b"{[]: 1}".ljust(len(d) - 87) + b"\n" + d[-76:],
+        "has a header that cannot be read",
+    ),
     "theta empty header": ("theta.npy", lambda d: d[:9], "has a header that cannot be read"),
     "index off": ("json", lambda d: d.replace(b'"index": 5', b'"index": 6'), "says index 6"),
     "normal beyond": ("json", lambda d: d.replace(b"000000002", b"000000003"), "the dataset has 3"),
@@ -212,3 +219,30 @@ def test_shard_altered_after_verification_is_refused(tmp_path: Path) -> None:
     cut(tmp_path / SHARD, 1000)
     with pytest.raises(TrainerError, match=r"000000007: the shard became shorter"):
         samples.batch([7])
+
+
+@pytest.mark.parametrize("kind", ["data", "normals"])
+def test_count_that_the_shard_has_no_room_for_is_refused(tmp_path: Path, kind: str) -> None:
+    write_dataset(tmp_path)
+    index = json.loads((tmp_path / "dataset.json").read_text())
+    if kind == "data":
+        index["shards"][1]["samples"] += 10**15
+        index["samples"] += 10**15
+    else:
+        index["normals"]["shards"][0]["samples"] += 10**15
+        index["normals"]["count"] += 10**15
+    (tmp_path / "dataset.json").write_text(json.dumps(index))
+    assert "bytes cannot hold the 1000000000000" in refusal(tmp_path)
+
+
+def test_wanted_samples_alone_are_read(tmp_path: Path) -> None:
+    write_dataset(tmp_path)
+    dataset = read_dataset(tmp_path)
+    whole = index_samples(tmp_path, dataset)
+    flip_byte(tmp_path / SHARD, 700)  # samples 4 to 7
+    for wanted in (range(0, 4), range(8, 10)):
+        part = index_samples(tmp_path, dataset, wanted)
+        assert part.start[wanted].tolist() == whole.start[wanted].tolist()
+        assert (part.start[4:8] == -1).all()
+    with pytest.raises(TrainerError, match="SHA-256 differs"):
+        index_samples(tmp_path, dataset, range(3, 5))

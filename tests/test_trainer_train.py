@@ -285,3 +285,9 @@ def test_grey_dataset_at_another_size_trains(tmp_path: Path) -> None:
 )
 def test_duration_in_steps(duration: Duration, expected: int | None) -> None:
     assert duration.last_step(samples=1000, batch_size=64) == expected
+
+
+@pytest.mark.parametrize("several", [{}, {"steps": 1, "minutes": 1}])
+def test_duration_is_exactly_one(several: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="expected exactly one of epochs, steps and minutes"):
+        Duration(**several)  # type: ignore[arg-type]

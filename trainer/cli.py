@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, get_args
 
 import click
 
 from trainer import __version__
+from trainer.choices import Arch, Loss
 from trainer.errors import TrainerError
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
-ARCHITECTURES = ("wide_resnet50_2", "resnet18", "resnet50", "mobilenet_v2")
 DEFAULT_EPOCHS = 50.0
+
+
+class FiniteRange(click.FloatRange):
+    """A float above 0 and at most `max`; FloatRange alone lets nan through."""
+
+    def __init__(self, max: float) -> None:
+        super().__init__(0, max, min_open=True)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number: float = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value} is not a number.", param, ctx)
+        return number
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -25,18 +42,18 @@ def main() -> None:
 @main.command(context_settings={"show_default": True})
 @click.option("--data", type=FOLDER, required=True, help="Dataset of `builder build`.")
 @click.option("--out", type=FOLDER, required=True, help="Run folder; the same one resumes.")
-@click.option("--loss", type=click.Choice(["direct", "indirect"]), required=True,
+@click.option("--loss", type=click.Choice(get_args(Loss)), required=True,
               help="Equation 9 on the parameters, or 11 on the re-rendered image.")  # fmt: skip
-@click.option("--arch", type=click.Choice(ARCHITECTURES), default="wide_resnet50_2")
+@click.option("--arch", type=click.Choice(get_args(Arch)), default="wide_resnet50_2")
 @click.option("--size", "size_px", type=click.IntRange(16, 4096),
               help="Edge of the images in pixels.  [default: the dataset's]")  # fmt: skip
-@click.option("--epochs", type=click.FloatRange(0, min_open=True),
+@click.option("--epochs", type=FiniteRange(10**6),
               help="How long, in passes over the samples.  [default: 50]")  # fmt: skip
-@click.option("--steps", type=click.IntRange(1), help="How long, in optimizer steps.")
-@click.option("--minutes", type=click.FloatRange(0, min_open=True),
+@click.option("--steps", type=click.IntRange(1, 10**9), help="How long, in optimizer steps.")
+@click.option("--minutes", type=FiniteRange(10**6),
               help="How long, in minutes of training, resumes added up.")  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(2, 65536), default=64)
-@click.option("--lr", type=click.FloatRange(0, 10, min_open=True), default=1e-3,
+@click.option("--lr", type=FiniteRange(10), default=1e-3,
               help="Adam's learning rate, constant.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0)
 @click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N.")
@@ -75,14 +92,16 @@ def pretrain(
               help="[default: RUN/figure5.png]")  # fmt: skip
 def show(run: Path, data: Path | None, png: Path | None) -> None:
     """Draw figure 5 of the paper for held-out samples."""
+    if png is not None and png.suffix.lower() != ".png":
+        raise click.UsageError(f"--out {png}: the figure is a PNG, give a name that ends in .png")
     with interruptible():
         from trainer.show import draw_figure5
 
         if not run.is_dir():
             raise TrainerError(f"{run}: no such folder; expected one of `trainer pretrain`")
         png = png or run / "figure5.png"
-        error = draw_figure5(run, data, png)
-        click.echo(f"{png}: held-out samples, error {error:.1f} grey levels (root mean square)")
+        what, error = draw_figure5(run, data, png)
+        click.echo(f"{png}: {what}, error {error:.1f} grey levels (root mean square)")
 
 
 @contextmanager
@@ -92,13 +111,22 @@ def interruptible() -> Iterator[None]:
         yield
     except OSError as error:
         raise TrainerError(f"{error.filename or 'output'}: {error.strerror or error}") from None
-    except RuntimeError as error:
-        if (
-            type(error).__name__ != "OutOfMemoryError"
-        ):  # torch's, named so that --help needs no torch
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
             raise
-        first = str(error).splitlines()[0]
-        raise TrainerError(f"{first} Use a smaller --batch-size in a new --out.") from None
+        first = (str(error) or "MemoryError").splitlines()[0].rstrip(". ")
+        raise TrainerError(
+            f"out of memory ({first}); use a smaller --batch-size in a new --out"
+        ) from None
     except KeyboardInterrupt:
         click.echo("Interrupted.", err=True)
         raise SystemExit(130) from None
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Python's and NumPy's, torch's of a GPU, torch's of the CPU; --help must not import torch."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )

@@ -11,6 +11,7 @@ from safetensors.torch import save
 
 from trainer import __version__
 from trainer.artifacts import Model, Sha256, atomic_file, sha256_of, write_json
+from trainer.choices import Arch, Loss
 from trainer.models import ARCHITECTURES
 from trainer.run import Run
 
@@ -78,9 +79,9 @@ class Backbone(Model):
     format: Literal["semiformula-backbone"]
     format_version: Literal[1]
     trainer_version: str
-    arch: Literal["wide_resnet50_2", "resnet18", "resnet50", "mobilenet_v2"]
+    arch: Arch
     weights: Weights
-    loss: Literal["direct", "indirect"]
+    loss: Loss
     dataset: TrainedOn
     input: Input
     padim: Padim

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from trainer.render import SIGMA_FLOOR, render
+from trainer.render import SIGMA_FLOOR, components_of, render, split_theta
 
 
 def heads(outputs: torch.Tensor, channels: int) -> torch.Tensor:
@@ -14,18 +14,18 @@ def heads(outputs: torch.Tensor, channels: int) -> torch.Tensor:
     v Tanh, mu Tanh, sigma Softplus, rho Tanh, pi Softmax over the K components, s Sigmoid; sigma
     gets SIGMA_FLOOR on top, so that it never reaches 0 and always has a gradient.
     """
-    parts = outputs[:, :-1].unflatten(1, (-1, channels + 6))  # [B, K, C+6]
-    color_mean, sigma, rho, pi = parts.split((channels + 2, 2, 1, 1), dim=2)
+    raw = split_theta(outputs, channels)
     theta = torch.cat(
         (
-            color_mean.tanh(),
-            F.softplus(sigma) + SIGMA_FLOOR,
-            rho.tanh(),
-            pi.softmax(dim=1),
+            raw.color.tanh(),
+            raw.mean.tanh(),
+            F.softplus(raw.sigma) + SIGMA_FLOOR,
+            raw.rho.tanh()[:, :, None],
+            raw.pi.softmax(dim=1)[:, :, None],
         ),
         dim=2,
-    )
-    return torch.cat((theta.flatten(1), outputs[:, -1:].sigmoid()), dim=1)
+    )  # [B, K, C+6]
+    return torch.cat((theta.flatten(1), raw.scale.sigmoid()[:, None]), dim=1)
 
 
 def direct_loss(
@@ -36,8 +36,7 @@ def direct_loss(
     `estimate` and `theta` are [B, K(C+6)+1]. For each true component the nearest estimated one
     counts; several true components may share one, and an estimate nobody is near to costs nothing.
     """
-    truth = theta[:, :-1].unflatten(1, (-1, channels + 6))  # [B, K, C+6]
-    guess = estimate[:, :-1].unflatten(1, (-1, channels + 6))
+    truth, guess = components_of(theta, channels), components_of(estimate, channels)  # [B, K, C+6]
     distance = (truth[:, :, None] - guess[:, None]).square().mean(dim=3)  # [B, K true, K estimated]
     share = 1 / (truth.shape[1] + 1)
     components = share * distance.amin(dim=2).sum(dim=1).mean()

@@ -19,7 +19,7 @@ class Architecture:
 
 
 RESNET_LAYERS = ("layer1", "layer2", "layer3")
-ARCHITECTURES = {
+ARCHITECTURES: dict[str, Architecture] = {  # the names of trainer.choices.Arch
     "wide_resnet50_2": Architecture("fc.", RESNET_LAYERS, 550),  # of 1792
     "resnet18": Architecture("fc.", RESNET_LAYERS, 100),  # of 448
     "resnet50": Architecture("fc.", RESNET_LAYERS, 550),  # of 1792

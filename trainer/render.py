@@ -29,9 +29,14 @@ class Theta(NamedTuple):
     scale: torch.Tensor
 
 
+def components_of(theta: torch.Tensor, channels: int) -> torch.Tensor:
+    """The components of theta [B, K(C+6)+1], without the scale: a view [B, K, C+6]."""
+    return theta[:, :-1].unflatten(1, (-1, channels + 6))
+
+
 def split_theta(theta: torch.Tensor, channels: int) -> Theta:
     """Name the parts of theta [B, K(C+6)+1], laid out as in equations 1 and 2; views, no copies."""
-    parts = theta[:, :-1].unflatten(1, (-1, channels + 6))  # [B, K, C+6]
+    parts = components_of(theta, channels)
     color, mean, sigma, rho, pi = parts.split((channels, 2, 2, 1, 1), dim=2)
     return Theta(color, mean, sigma, rho.squeeze(2), pi.squeeze(2), theta[:, -1])
 

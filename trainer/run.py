@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from trainer import __version__
 from trainer.artifacts import Model, Sha256, read_json
+from trainer.choices import Arch, Loss
 from trainer.dataset import Dataset
 from trainer.errors import TrainerError
 
@@ -26,8 +27,8 @@ WRITTEN_FILES = (RUN_FILE, "checkpoint*", "loss.png", "backbone*")
 class Config(Model):
     """What determines the weights, together with the dataset; fixed for the life of a run."""
 
-    loss: Literal["direct", "indirect"]
-    arch: Literal["wide_resnet50_2", "resnet18", "resnet50", "mobilenet_v2"]
+    loss: Loss
+    arch: Arch
     size_px: int = Field(ge=16, le=4096)
     batch_size: int = Field(ge=2, le=65536)
     lr: float = Field(gt=0, le=10)
@@ -55,6 +56,13 @@ class Duration(Model):
     steps: int | None = Field(default=None, ge=1)
     minutes: float | None = Field(default=None, gt=0)
 
+    @model_validator(mode="after")
+    def exactly_one(self) -> Self:
+        """Two durations would end a run at the first, none never."""
+        if sum(value is not None for value in (self.epochs, self.steps, self.minutes)) != 1:
+            raise ValueError("expected exactly one of epochs, steps and minutes")
+        return self
+
     def last_step(self, samples: int, batch_size: int) -> int | None:
         """The step count to stop at; None when only the clock decides."""
         if self.epochs is not None:
@@ -70,7 +78,7 @@ class Run(Model):
     trainer_version: str
     config: Config
     dataset: DatasetRef
-    data: str = Field(description="the dataset folder as it was given; `trainer show` looks there")
+    data: str = Field(description="the dataset folder's absolute path; `trainer show` looks there")
     duration: Duration
     versions: dict[str, str]
 

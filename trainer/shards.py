@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import mmap
 import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -22,6 +24,7 @@ from tqdm import tqdm
 from trainer.dataset import Dataset, ShardRecord
 from trainer.errors import TrainerError
 from trainer.images import decode_image
+from trainer.render import split_theta
 
 BLOCK = 512  # a tar is made of blocks of 512 bytes
 MAX_JSON_BYTES = 65536
@@ -55,19 +58,27 @@ def key_of(index: int) -> str:
     return f"{index:09d}"
 
 
-def index_samples(folder: Path, dataset: Dataset) -> SampleIndex:
-    """Verify every data shard and note where its samples lie, in one read of each.
+def index_samples(folder: Path, dataset: Dataset, wanted: range | None = None) -> SampleIndex:
+    """Verify the data shards and note where their samples lie, in one read of each.
 
-    Checks length, SHA-256, sample count, member names, and each theta and JSON. Raises
-    TrainerError naming shard and key.
+    Checks length, SHA-256, sample count, member names, and each theta and JSON. With `wanted` only
+    the shards that hold those samples; the entries of all others are -1. Raises TrainerError
+    naming shard and key.
     """
-    firsts = np.cumsum([0, *(shard.samples for shard in dataset.shards)])
+    parts = [
+        (shard, first)
+        for shard, first in _with_firsts(dataset.shards)
+        if wanted is None or (first < wanted.stop and wanted.start < first + shard.samples)
+    ]
+    _check_counts(folder, dataset.shards, 3 * BLOCK + 4 * dataset.theta.length)
 
-    def read(number: int) -> npt.NDArray[np.int64]:
-        shard, first = dataset.shards[number], int(firsts[number])
+    def read(shard: ShardRecord, first: int) -> npt.NDArray[np.int64]:
         return _with_verified(folder, shard, lambda v: _index_shard(v, dataset, shard, first))
 
-    rows = np.concatenate(_in_threads(read, dataset.shards, "verifying shards"))
+    rows = np.full((dataset.samples, 5), -1, np.int64)
+    found = _in_threads(read, parts, "verifying shards")
+    for (shard, first), part in zip(parts, found, strict=True):
+        rows[first : first + shard.samples] = part
     number = np.repeat(np.arange(len(dataset.shards)), [s.samples for s in dataset.shards])
     return SampleIndex(number, *np.ascontiguousarray(rows.T))
 
@@ -77,11 +88,10 @@ def read_normals(folder: Path, dataset: Dataset) -> npt.NDArray[np.uint8]:
 
     Row n is the image with key n. Verifies the normals shards like `index_samples`.
     """
-    image = dataset.image
+    image, shards = dataset.image, dataset.normals.shards
+    _check_counts(folder, shards, 2 * BLOCK)
     shape = (dataset.normals.count, image.size_px, image.size_px, image.channels)
     table: npt.NDArray[np.uint8] = np.empty(shape, np.uint8)
-    shards = dataset.normals.shards
-    firsts = np.cumsum([0, *(shard.samples for shard in shards)])
 
     def decode(view: Bytes, shard: ShardRecord, first: int) -> None:
         suffix = dataset.normals.suffix
@@ -94,11 +104,10 @@ def read_normals(folder: Path, dataset: Dataset) -> npt.NDArray[np.uint8]:
             data = bytes(view[start : start + count])
             table[index] = decode_image(data, suffix, image.size_px, image.channels, where)
 
-    def read(number: int) -> None:
-        shard, first = shards[number], int(firsts[number])
+    def read(shard: ShardRecord, first: int) -> None:
         _with_verified(folder, shard, lambda view: decode(view, shard, first))
 
-    _in_threads(read, shards, "reading normals")
+    _in_threads(read, _with_firsts(shards), "reading normals")
     return table
 
 
@@ -121,7 +130,7 @@ def _npy_fault(header: bytes, length: int) -> str | None:
         return "is not an npy file of version 1.0"
     try:
         fields = ast.literal_eval(header[10:].decode("latin-1").strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return "has a header that cannot be read"
     expected = {"descr": "<f4", "fortran_order": False, "shape": (length,)}
     return None if fields == expected else f"holds {fields}, expected {expected}"
@@ -131,10 +140,9 @@ def check_thetas(
     thetas: npt.NDArray[np.float32], channels: int, where: Callable[[int], str]
 ) -> None:
     """Check the ranges of SHARDS.md for float32 [N, K(C+6)+1]; `where` names row i in errors."""
-    components = thetas[:, :-1].reshape(len(thetas), -1, channels + 6)
-    signed = components[:, :, : channels + 2]  # v and mu
-    sigma, rho = components[:, :, channels + 2 : channels + 4], components[:, :, channels + 4]
-    pi, scale = components[:, :, channels + 5], thetas[:, -1]
+    part = split_theta(torch.from_numpy(thetas), channels)
+    color, mean, sigma, rho, pi, scale = (values.numpy() for values in part)
+    signed = np.concatenate((color, mean), axis=2)
     total = pi.sum(axis=1, dtype=np.float64)
     for rule, holds in (
         ("every value is finite", np.isfinite(thetas).all(axis=1)),
@@ -211,24 +219,50 @@ class ShardSamples(torch.utils.data.Dataset[Batch]):
         return data[:image_bytes], data[skip:], where
 
 
+def _with_firsts(shards: Sequence[ShardRecord]) -> list[tuple[ShardRecord, int]]:
+    """Each shard with the index of its first sample."""
+    firsts = itertools.accumulate((shard.samples for shard in shards), initial=0)
+    return list(zip(shards, firsts, strict=False))
+
+
+def _check_counts(folder: Path, shards: Sequence[ShardRecord], least_bytes: int) -> None:
+    """Refuse counts that the files have no room for, before arrays are made of that size."""
+    for shard in shards:
+        path = folder / shard.name
+        with _readable(path):
+            found = path.stat().st_size
+        if found != shard.bytes:
+            raise TrainerError(
+                f"{path}: {found} bytes, dataset.json says {shard.bytes}; the shard is cut or "
+                "altered, copy or build it again"
+            )
+        if shard.samples * least_bytes > found:
+            raise TrainerError(
+                f"{path}: {found} bytes cannot hold the {shard.samples} samples of at least "
+                f"{least_bytes} bytes that dataset.json says; build the dataset again"
+            )
+
+
 def _with_verified(folder: Path, shard: ShardRecord, read: Callable[[Bytes], T]) -> T:
-    """Map a shard, compare length and SHA-256 with its record, and hand it to `read`."""
+    """Map a shard, compare its SHA-256 with its record, and hand it to `read`."""
     path = folder / shard.name
+    with (
+        _readable(path),
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view,
+    ):
+        if sha256(view).hexdigest() != shard.sha256:
+            raise TrainerError(
+                f"{path}: SHA-256 differs from dataset.json; the shard is damaged, copy or build "
+                "it again"
+            )
+        return read(view)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
     try:
-        with path.open("rb") as file:
-            found = os.fstat(file.fileno()).st_size
-            if found != shard.bytes:
-                raise TrainerError(
-                    f"{path}: {found} bytes, dataset.json says {shard.bytes}; the shard is cut or "
-                    "altered, copy or build it again"
-                )
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
-                if sha256(view).hexdigest() != shard.sha256:
-                    raise TrainerError(
-                        f"{path}: SHA-256 differs from dataset.json; the shard is damaged, copy or "
-                        "build it again"
-                    )
-                return read(view)
+        yield
     except FileNotFoundError:
         raise TrainerError(f"{path}: no such file, but dataset.json lists it") from None
     except OSError as error:
@@ -330,17 +364,20 @@ def _members(view: Bytes, where: str) -> Iterator[Member]:
         position = start + -(-size // BLOCK) * BLOCK
 
 
-def _in_threads(read: Callable[[int], T], shards: Sequence[ShardRecord], what: str) -> list[T]:
-    """Apply `read` to shard numbers in threads (hashing and decoding release the interpreter)."""
-    total = sum(shard.bytes for shard in shards)
+def _in_threads(
+    read: Callable[[ShardRecord, int], T], parts: Sequence[tuple[ShardRecord, int]], what: str
+) -> list[T]:
+    """Apply `read` to shards in threads (hashing and decoding release the interpreter)."""
     threads = min(8, len(os.sched_getaffinity(0)))
-    results: list[T] = []
+    total = sum(shard.bytes for shard, _ in parts)
     with (
         ThreadPoolExecutor(threads) as pool,
         tqdm(total=total, desc=what, unit="B", unit_scale=True, disable=None) as bar,
     ):
+        results = []
         try:
-            for shard, result in zip(shards, pool.map(read, range(len(shards))), strict=True):
+            done = pool.map(lambda part: read(*part), parts)
+            for (shard, _), result in zip(parts, done, strict=True):
                 results.append(result)
                 bar.update(shard.bytes)
         except BaseException:

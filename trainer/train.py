@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from trainer.artifacts import write_json
 from trainer.checkpoint import CheckpointRecord, restore, save_checkpoint
+from trainer.choices import Arch, Loss
 from trainer.dataset import Dataset, read_dataset
 from trainer.errors import TrainerError
 from trainer.export import export_backbone
@@ -52,8 +53,8 @@ class Options:
 
     data: Path
     out: Path
-    loss: str
-    arch: str
+    loss: Loss
+    arch: Arch
     duration: Duration
     size_px: int | None = None
     batch_size: int = 64
