@@ -166,6 +166,29 @@ def test_held_out_loss_that_is_not_finite_stops_the_run(run: Options, tmp_path: 
     assert newest(broken) == before
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("rng/cpu", None, "rng/cpu is missing, expected torch.uint8 (5056,)"),
+        ("rng/cpu", torch.zeros(3), "rng/cpu is torch.float32 (3,), expected torch.uint8 (5056,)"),
+        (
+            "optimizer/features.0.1.bias/exp_avg",
+            torch.zeros(31),
+            "features.0.1.bias/exp_avg is torch.float32 (31,), expected torch.float32 (32,)",
+        ),
+        ("optimizer/features.0.1.bias/step", None, "step is missing, expected torch.float32 ()"),
+    ],
+)
+def test_checkpoint_with_an_altered_tensor_is_refused(
+    run: Options, tmp_path: Path, name: str, value: torch.Tensor | None, message: str
+) -> None:
+    other = copied(run, tmp_path)
+    poison(other, name, value)
+    with pytest.raises(TrainerError) as error:
+        pretrain(other)
+    assert message in error.value.message
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_auto_precision_stays_what_the_run_was_started_with(
     run: Options, tmp_path: Path, precision: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -130,16 +131,7 @@ def load_model(
 ) -> None:
     """Copy the weights of a checkpoint into the model; TrainerError when they are of another."""
     weights = _under("model/", tensors)
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    if found != expected:
-        name = min(
-            key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key)
-        )
-        raise TrainerError(
-            f"{where}: checkpoint of another architecture than {config.arch}: {name} is "
-            f"{found.get(name, 'missing')}, expected {expected.get(name, 'no such tensor')}"
-        )
+    _check(weights, model.state_dict(), config, where)
     model.load_state_dict(weights)
 
 
@@ -153,12 +145,13 @@ def restore(
     record = newest_checkpoint(out, config)
     if record is None:
         return None
-    tensors = load_tensors(out, record)
-    load_model(model, tensors, config, out / record.file)
+    tensors, where = load_tensors(out, record), out / record.file
+    load_model(model, tensors, config, where)
     for name, parameter in model.named_parameters():
         state = _under(f"optimizer/{name}/", tensors)
-        if set(state) != {"step", "exp_avg", "exp_avg_sq"}:
-            raise TrainerError(f"{out / record.file}: optimizer state of {name} is missing")
+        step = torch.zeros(())  # as Adam has it: float32 and on the CPU, wherever the model is
+        expected = {"step": step, "exp_avg": parameter, "exp_avg_sq": parameter}
+        _check(state, expected, config, where, f"optimizer/{name}/")
         # Moments take the parameter's memory layout again: another one may run through other
         # vector code, and the last bit of a resumed run would depend on it.
         optimizer.state[parameter] = {
@@ -166,10 +159,38 @@ def restore(
             "exp_avg": torch.empty_like(parameter).copy_(state["exp_avg"]).detach(),
             "exp_avg_sq": torch.empty_like(parameter).copy_(state["exp_avg_sq"]).detach(),
         }
-    torch.set_rng_state(tensors["rng/cpu"])
-    if "rng/cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["rng/cuda"])
+    random = _under("rng/", tensors)
+    cuda = random.pop("cuda", None)  # only where the run was on one
+    _check(random, {"cpu": torch.get_rng_state()}, config, where, "rng/")
+    torch.set_rng_state(random["cpu"])
+    if cuda is not None and torch.cuda.is_available():
+        _check({"cuda": cuda}, {"cuda": torch.cuda.get_rng_state()}, config, where, "rng/")
+        torch.cuda.set_rng_state(cuda)
     return record
+
+
+def _check(
+    tensors: dict[str, torch.Tensor],
+    like: Mapping[str, torch.Tensor],
+    config: Config,
+    where: Path,
+    prefix: str = "",
+) -> None:
+    """TrainerError unless the names, shapes and dtypes are those of `like`."""
+    found, expected = _kinds(tensors), _kinds(like)
+    if found != expected:
+        name = min(
+            key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key)
+        )
+        raise TrainerError(
+            f"{where}: checkpoint of another architecture than {config.arch}, or altered: "
+            f"{prefix}{name} is {found.get(name, 'missing')}, "
+            f"expected {expected.get(name, 'no such tensor')}"
+        )
+
+
+def _kinds(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    return {name: f"{t.dtype} {tuple(t.shape)}" for name, t in tensors.items()}
 
 
 def _tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
