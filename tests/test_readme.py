@@ -72,6 +72,12 @@ def test_files_that_the_readme_names_exist():
     assert [name for name in names if not list(ROOT.glob(name))] == []
 
 
+def test_pictures_that_the_readme_shows_exist():
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]*)\)", (ROOT / "README.md").read_text())
+    assert pictures
+    assert [name for name in pictures if not (ROOT / name).is_file()] == []
+
+
 @pytest.mark.slow
 def test_make_demo_in_small_ends_in_a_table(tmp_path: Path):
     environment = {key: value for key, value in os.environ.items() if key != "MAKEFLAGS"}
