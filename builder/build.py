@@ -141,8 +141,10 @@ def _locked(out: Path) -> Iterator[None]:
             raise BuilderError(
                 f"--out {out}: another build is working here; wait for it, or choose another --out"
             ) from None
-        yield
-        (out / LOCK).unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            (out / LOCK).unlink(missing_ok=True)
 
 
 def _photographs_sha256(source: Source, prepared: list[tuple[int, Prepared]]) -> str:

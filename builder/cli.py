@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
 from builder import __version__
+
+INTERRUPTED = 130
+
+
+@contextlib.contextmanager
+def resumable(out: Path) -> Iterator[None]:
+    """Ctrl-C is no accident: one line and its own exit code."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(f"Interrupted; the same command goes on in {out}.", err=True)
+        raise SystemExit(INTERRUPTED) from None
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -31,15 +45,16 @@ def demo_data(
     """Write the procedural inspection set (three products, MVTec AD layout) to DIR."""
     from builder.demo import make_demo_data
 
-    summary = make_demo_data(
-        out,
-        train=train,
-        good=good,
-        per_defect=defects,
-        size_px=size_px,
-        seed=seed,
-        jobs=jobs,
-    )
+    with resumable(out):
+        summary = make_demo_data(
+            out,
+            train=train,
+            good=good,
+            per_defect=defects,
+            size_px=size_px,
+            seed=seed,
+            jobs=jobs,
+        )
     click.echo(summary)
 
 
@@ -78,7 +93,10 @@ def build(
             Recipe, {**made.model_dump(), "samples": samples}, f"--samples {samples}"
         )
     source = find_source(normals, root, licence)
-    summary = run(made, source, out, jobs=jobs or usable_cores(), allow_incomplete=allow_incomplete)
+    with resumable(out):
+        summary = run(
+            made, source, out, jobs=jobs or usable_cores(), allow_incomplete=allow_incomplete
+        )
     for category in summary.source.categories:
         rejected = "".join(f", {n} {reason}" for reason, n in sorted(category.rejected.items()))
         click.echo(
@@ -93,7 +111,8 @@ def build(
         f"shards: {summary.built} built, {summary.kept} verified as they stood, "
         f"{summary.built + summary.kept} in all\n"
         f"samples: {summary.samples}, {summary.bytes / 1e6:.1f} MB; {summary.built_samples} "
-        f"rendered in {summary.render_seconds:.1f} of {summary.seconds:.1f} s, {rate:.0f} images/s\n"
+        f"rendered in {summary.render_seconds:.1f} of {summary.seconds:.1f} s: "
+        f"{rate:.0f} images/s\n"
         f"dataset {summary.content_sha256[:16]}: {out}"
     )
 

@@ -368,6 +368,22 @@ def test_killed_build_resumes_to_the_same_bytes_and_leaves_no_process(
     assert hashes(out) == hashes(tmp_path / "calm")
 
 
+def test_interrupted_build_ends_with_one_line_and_goes_on(photographs: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        command(photographs, out), stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not list(out.glob("data/train-*.tar")) and process.poll() is None:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: workers hear it too
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == f"Interrupted; the same command goes on in {out}.\n"
+    assert not list(out.glob("*/.*"))
+    again = subprocess.run(command(photographs, out), capture_output=True, text=True, check=True)
+    assert "0 verified as they stood" not in again.stdout
+
+
 def test_killed_worker_ends_the_build_with_one_line(photographs: Path, tmp_path: Path):
     out = tmp_path / "out"
     process = subprocess.Popen(command(photographs, out), stderr=subprocess.PIPE, text=True)
