@@ -14,9 +14,15 @@ from trainer.errors import TrainerError
 FORMATS = {"webp": "WEBP", "png": "PNG", "jpg": "JPEG"}
 MODES = {1: ("L", "RGB"), 3: ("RGB",)}  # WebP has no grey: one channel is the first of three equal
 
-# Sizes are compared with dataset.json before anything is decoded, which is stricter than Pillow's
-# own limit and leaves no warning on the terminal.
-Image.MAX_IMAGE_PIXELS = None
+FAULTS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    struct.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,  # where warnings are errors
+)
 
 
 def decode_image(
@@ -24,7 +30,8 @@ def decode_image(
 ) -> npt.NDArray[np.uint8]:
     """Decode WebP, PNG or JPEG bytes into uint8 [size_px, size_px, channels].
 
-    Raises TrainerError naming `where` when the bytes are no such image or have another size.
+    Raises TrainerError naming `where` when the bytes are no such image or have another size; the
+    size is compared before anything is decoded.
     """
     try:
         with Image.open(io.BytesIO(data), formats=[FORMATS[suffix]]) as image:
@@ -34,6 +41,6 @@ def decode_image(
                     f"dataset.json says {size_px} x {size_px} with {channels} channel(s)"
                 )
             pixels = np.asarray(image)
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
+    except FAULTS as error:
         raise TrainerError(f"{where}: not readable as {FORMATS[suffix]} ({error})") from None
     return pixels.reshape(size_px, size_px, -1)[:, :, :channels]
