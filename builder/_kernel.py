@@ -13,7 +13,7 @@ from numba import njit, prange
 
 LANES = 16  # columns advanced together: one AVX-512 register of float32, or two of AVX2
 
-_RESTART = 256  # columns after which a row's recurrence starts anew, to bound its rounding error
+_STRIP = 256  # columns after which a row's recurrence starts anew, to bound its rounding error
 
 # A component is cut where it lies below this share of (a lower bound of) the image's largest
 # density, less for more than 30: all together then stay below a thousandth of a grey level.
@@ -167,8 +167,8 @@ def draw_theta(bits, channels, ranges, log_uniform, theta):
 
 
 @njit(cache=True)
-def _exp_lanes(x, out, offset, power, power_bits):
-    """out[offset + l] = e^x[l] in float32 for LANES values of |x| < 87, relative error 1e-7."""
+def _exp_lanes(x, out, power, power_bits):
+    """out[l] = e^x[l] in float32 for LANES values of |x| < 87, relative error 1e-7."""
     for lane in range(LANES):
         n = np.floor(x[lane] * np.float32(1.442695) + np.float32(0.5))
         r = (x[lane] - n * np.float32(0.693359375)) + n * np.float32(2.12194440e-4)
@@ -181,9 +181,9 @@ def _exp_lanes(x, out, offset, power, power_bits):
         e = e * r + np.float32(1.0)
         e = e * r + np.float32(1.0)
         power_bits[lane] = (np.int32(n) + np.int32(127)) << np.int32(23)  # 2^n as float32 bits
-        out[offset + lane] = e
+        out[lane] = e
     for lane in range(LANES):
-        out[offset + lane] *= power[lane]
+        out[lane] *= power[lane]
 
 
 @njit(cache=True)
@@ -246,9 +246,10 @@ def _prepare(theta, channels, height, width, component):
 
 
 @njit(cache=True)
-def _density_row(row, y, width, lanes, power, power_bits, density, ratio):
-    """Write one component's density on one row; return the visible columns (first, past last).
+def _density_row(row, y, low, high, width, lanes, power, power_bits, density, ratio):
+    """Write one component's density on columns low to high - 1 of one row.
 
+    Returns the visible ones of these columns (first, past the last; 0, 0 for none).
     g(x) is Gaussian, so g(x + 16h)/g(x) is geometric in x: after 16 exps for g and 16 for the
     ratio, each further pixel costs two multiplications. float32 [columns - first] in `density`.
     """
@@ -259,30 +260,28 @@ def _density_row(row, y, width, lanes, power, power_bits, density, ratio):
     centre = row[0] + row[5] * dy
     reach = row[6] * math.sqrt(visible)
     half = 0.5 * (width - 1)
-    first = max(0, math.ceil((centre - reach + 1.0) * half))
-    last = min(width - 1, math.floor((centre + reach + 1.0) * half))
+    first = max(low, math.ceil((centre - reach + 1.0) * half))
+    last = min(high - 1, math.floor((centre + reach + 1.0) * half))
     if first > last:
         return 0, 0
     step = 2.0 / (width - 1)
     jump = LANES * step
     peak = row[7] - 0.5 * dy * dy * (row[4] - row[3] * row[3] / row[2])
     a = row[2]
-    q = np.float32(row[9])
-    for begin in range(first, last + 1, _RESTART):
+    for lane in range(LANES):
+        dx = (first + lane) * step - 1.0 - centre
+        lanes[lane] = max(peak - 0.5 * a * dx * dx, -80.0)
+    _exp_lanes(lanes, density, power, power_bits)
+    count = last - first + 1
+    if count > LANES:
         for lane in range(LANES):
-            dx = (begin + lane) * step - 1.0 - centre
-            lanes[lane] = max(peak - 0.5 * a * dx * dx, -80.0)
-        here = begin - first
-        _exp_lanes(lanes, density, here, power, power_bits)
-        count = min(_RESTART, last + 1 - begin)
-        if count > LANES:
-            for lane in range(LANES):
-                dx = (begin + lane) * step - 1.0 - centre
-                lanes[lane] = min(max(-a * jump * (dx + 0.5 * jump), -80.0), 80.0)
-            _exp_lanes(lanes, ratio, here, power, power_bits)
-            for i in range(here, here + count - LANES):
-                density[i + LANES] = density[i] * ratio[i]
-                ratio[i + LANES] = ratio[i] * q
+            dx = (first + lane) * step - 1.0 - centre
+            lanes[lane] = min(max(-a * jump * (dx + 0.5 * jump), -80.0), 80.0)
+        _exp_lanes(lanes, ratio, power, power_bits)
+        q = np.float32(row[9])
+        for i in range(count - LANES):
+            density[i + LANES] = density[i] * ratio[i]
+            ratio[i + LANES] = ratio[i] * q
     return first, last + 1
 
 
@@ -303,23 +302,25 @@ def _render_image(normal, theta, out, planes):
         y = i * 2.0 / (height - 1) - 1.0
         planes[i] = np.float32(0.0)
         total = planes[i, 0]
-        for j in range(count):
-            first, stop = _density_row(
-                component[j], y, width, lanes, power, power_bits, density, ratio
-            )
-            if stop == 0:
-                continue
-            n = stop - first
-            color = theta[int(component[j, 8]) * (channels + 6) :]
-            visible = density[:n]
-            part = total[first:stop]
-            for x in range(n):
-                part[x] += visible[x]
-            for c in range(channels):
-                v = np.float32(127.5) * (color[c] + np.float32(1.0))
-                part = planes[i, 1 + c, first:stop]
+        for low in range(0, width, _STRIP):
+            high = min(width, low + _STRIP)
+            for j in range(count):
+                first, stop = _density_row(
+                    component[j], y, low, high, width, lanes, power, power_bits, density, ratio
+                )
+                if stop == 0:
+                    continue
+                n = stop - first
+                color = theta[int(component[j, 8]) * (channels + 6) :]
+                visible = density[:n]
+                part = total[first:stop]
                 for x in range(n):
-                    part[x] += visible[x] * v
+                    part[x] += visible[x]
+                for c in range(channels):
+                    v = np.float32(127.5) * (color[c] + np.float32(1.0))
+                    part = planes[i, 1 + c, first:stop]
+                    for x in range(n):
+                        part[x] += visible[x] * v
         for x in range(width):
             largest = max(largest, total[x])
     scale = theta[theta.shape[0] - 1] / largest if largest > 0.0 else np.float32(0.0)
