@@ -34,9 +34,13 @@ class FiniteFloat(click.FloatRange):
 
 @contextlib.contextmanager
 def one_line_errors(out: Path) -> Iterator[None]:
-    """Ctrl-C ends in one line and exit code 130; a full disk or memory in one line and 1."""
+    """Ctrl-C is one line and exit code 130; a full disk, no memory, no torch one line and 1."""
     try:
         yield
+    except ModuleNotFoundError as error:
+        raise EvaluatorError(
+            f"{error.name} is not installed; pip install 'semiformula[eval]' brings all it needs"
+        ) from None
     except KeyboardInterrupt:
         click.echo(f"Interrupted; the same command continues in {out}.", err=True)
         raise SystemExit(INTERRUPTED) from None

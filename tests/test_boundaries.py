@@ -44,6 +44,28 @@ def test_builder_loads_no_torch():
     assert run.stdout == "False\n", run.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "extra"),
+    [
+        (["trainer", "pretrain", "--data", ".", "--out", "x", "--loss", "direct"], "train"),
+        (["evaluator", "padim", "--data", ".", "--out", "x", "--backbone", "random:a"], "eval"),
+    ],
+)
+def test_command_without_torch_says_what_to_install(words: list[str], extra: str):
+    program = (
+        "import sys\n"
+        "sys.modules['torch'] = None\n"  # as if it were not installed
+        f"from {words[0]}.cli import main\n"
+        f"main({words[1:]})\n"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.returncode == 1
+    line = (
+        f"Error: torch is not installed; pip install 'semiformula[{extra}]' brings all it needs\n"
+    )
+    assert run.stderr == line
+
+
 def test_builder_declares_all_that_it_imports_in_the_base_dependencies():
     import tomllib
 

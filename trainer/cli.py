@@ -106,9 +106,13 @@ def show(run: Path, data: Path | None, png: Path | None) -> None:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Ctrl-C ends in one line and exit code 130; a full disk or memory in one line and 1."""
+    """Ctrl-C is one line and exit code 130; a full disk, no memory, no torch one line and 1."""
     try:
         yield
+    except ModuleNotFoundError as error:
+        raise TrainerError(
+            f"{error.name} is not installed; pip install 'semiformula[train]' brings all it needs"
+        ) from None
     except OSError as error:
         raise TrainerError(f"{error.filename or 'output'}: {error.strerror or error}") from None
     except (MemoryError, RuntimeError) as error:
