@@ -171,6 +171,7 @@ def _exp_lanes(x, out, power, power_bits):
     """out[l] = e^x[l] in float32 for LANES values of |x| < 87, relative error 1e-7."""
     for lane in range(LANES):
         n = np.floor(x[lane] * np.float32(1.442695) + np.float32(0.5))
+        # ln 2 in two parts, the first with so few bits that n times it is exact.
         r = (x[lane] - n * np.float32(0.693359375)) + n * np.float32(2.12194440e-4)
         e = np.float32(1.0 / 5040.0)
         e = e * r + np.float32(1.0 / 720.0)

@@ -14,7 +14,7 @@ from PIL import Image
 from trainer.dataset import read_dataset
 from trainer.render import pixel_coordinates, render
 from trainer.shards import ShardSamples, index_samples, read_normals
-from trainer.task import to_signed, to_uint8
+from trainer.task import to_signed
 
 RECIPE = """
 format = "semiformula-recipe"
@@ -32,6 +32,12 @@ SIGMAS = {
     "fine": 'kind = "log_uniform"\nlow = 0.02\nhigh = 0.3',
     "paper": 'kind = "softplus_normal"\noffset = 0.01',
 }
+
+
+def to_uint8(images: torch.Tensor) -> torch.Tensor:
+    """float [B, C, H, W] in [-1, 1] to the nearest grey level: uint8 [B, H, W, C]."""
+    levels = ((images + 1) * 127.5 + 0.5).floor().clamp(0, 255)
+    return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 @pytest.mark.parametrize(("prior", "channels"), [("fine", 3), ("paper", 3), ("fine", 1)])

@@ -54,12 +54,6 @@ def to_signed(images: torch.Tensor) -> torch.Tensor:
     return images.permute(0, 3, 1, 2).to(torch.float32).div_(127.5).sub_(1)
 
 
-def to_uint8(images: torch.Tensor) -> torch.Tensor:
-    """float [B, C, H, W] in [-1, 1] to the nearest grey level: uint8 [B, H, W, C]."""
-    levels = ((images + 1) * 127.5 + 0.5).floor().clamp(0, 255)
-    return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-
-
 def resized(images: torch.Tensor, size_px: int) -> torch.Tensor:
     """uint8 [B, H, W, C] at another size: bilinear, antialiased when it shrinks, rounded."""
     if images.shape[1] == size_px:
