@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import json
 import os
+import secrets
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,14 +109,21 @@ def read_json(model: type[ModelT], path: Path) -> ModelT:
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise BuilderError(f"{path}: larger than {MAX_JSON_BYTES} bytes, not one of our files")
-        data = json.loads(path.read_bytes())
+        data = path.read_bytes()
     except FileNotFoundError:
         raise BuilderError(f"{path}: no such file") from None
-    except (ValueError, RecursionError) as error:
-        raise BuilderError(f"{path}: not readable as JSON ({error}); is the file cut?") from None
     except OSError as error:
         raise BuilderError(f"{path}: cannot be read ({error.strerror})") from None
-    return parse_model(model, data, str(path))
+    return parse_json(model, data, str(path))
+
+
+def parse_json(model: type[ModelT], data: bytes, where: str) -> ModelT:
+    """Check the bytes of a JSON file against `model`; BuilderError when damaged or wrong."""
+    try:
+        parsed = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise BuilderError(f"{where}: not readable as JSON ({error}); is the file cut?") from None
+    return parse_model(model, parsed, where)
 
 
 def read_toml(model: type[ModelT], path: Path) -> ModelT:
@@ -156,7 +164,9 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     Nothing appears when an exception passes through. Raises BuilderError when the path cannot be
     written (a full disk, no permission, a file where a folder should be).
     """
-    temporary = path.with_name(f".{path.name}{TEMPORARY}{os.getpid()}")
+    # The process id is not enough: two nodes may share the folder.
+    mark = f"{os.getpid()}-{secrets.token_hex(4)}"
+    temporary = path.with_name(f".{path.name}{TEMPORARY}{mark}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -177,8 +187,13 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         raise BuilderError(f"{path}: cannot be written ({error.strerror})") from None
 
 
+def readable_json(model: BaseModel) -> bytes:
+    """A model as JSON for people: indented, UTF-8, with a line's end."""
+    text = json.dumps(model.model_dump(mode="json"), indent=1, ensure_ascii=False)
+    return text.encode() + b"\n"
+
+
 def write_json(path: Path, model: BaseModel) -> None:
     """Write a model as readable JSON, atomically."""
-    text = json.dumps(model.model_dump(mode="json"), indent=1, ensure_ascii=False)
     with atomic_file(path) as file:
-        file.write(text.encode() + b"\n")
+        file.write(readable_json(model))

@@ -1,4 +1,4 @@
-"""The only writer of tars and commit records, and the check of what is on disk. See SHARDS.md."""
+"""The only writer of tars and commit records, and the check of what is stored. See SHARDS.md."""
 
 from __future__ import annotations
 
@@ -6,17 +6,22 @@ import hashlib
 import json
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import IO, NamedTuple
+from pathlib import PurePosixPath
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from builder.artifacts import atomic_file, read_json, sha256_of_file, write_json
+from builder.artifacts import parse_json, readable_json
 from builder.errors import BuilderError
-from builder.recipe import ShardRecord
+from builder.index import Commit, Contents, ShardRecord
+from builder.storage import Storage
 
 BLOCK = 512
+# Where each kind of shard lies.
+FOLDERS = {"train": "data", "theta": "data", "normals": "normals"}
+# The data shards' kind by what they hold.
+KIND: dict[Contents, str] = {"images": "train", "parameters": "theta"}
 
 
 class Sample(NamedTuple):
@@ -27,23 +32,19 @@ class Sample(NamedTuple):
 
 
 def shard_name(kind: str, index: int, count: int) -> str:
-    """`data/train-00000-of-00020.tar` or `normals/normals-00000-of-00001.tar`."""
-    folder = {"train": "data", "normals": "normals"}[kind]
-    return f"{folder}/{kind}-{index:05d}-of-{count:05d}.tar"
+    """`data/train-00000-of-00020.tar`, `normals/normals-00000-of-00001.tar`."""
+    return f"{FOLDERS[kind]}/{kind}-{index:05d}-of-{count:05d}.tar"
 
 
-def record_path(root: Path, name: str) -> Path:
-    """Where the commit record of the shard `name` lies."""
-    return root / "records" / Path(name).with_suffix(".json").name
+def commit_name(shard: str) -> str:
+    """Where the commit record of a shard lies: `records/train-00000-of-00020.json`."""
+    return f"records/{PurePosixPath(shard).stem}.json"
 
 
-def write_shard(root: Path, name: str, samples: Iterable[Sample]) -> ShardRecord:
-    """Write a tar whose bytes depend on its samples alone, then its commit record.
-
-    The tar appears whole or not at all; until its record stands, it does not count.
-    """
+def write_shard(storage: Storage, name: str, samples: Iterable[Sample]) -> ShardRecord:
+    """Write a tar whose bytes depend on its samples alone; it appears whole or not at all."""
     digest, count, written = hashlib.sha256(), 0, 0
-    with atomic_file(root / name) as file:
+    with storage.write(name) as file:
         for sample in samples:
             for suffix, data in sample.members:
                 written += _put(file, digest, f"{sample.key}.{suffix}", data)
@@ -51,9 +52,7 @@ def write_shard(root: Path, name: str, samples: Iterable[Sample]) -> ShardRecord
         end = bytes(2 * BLOCK)
         digest.update(end)
         written += file.write(end)
-    record = ShardRecord(name=name, samples=count, bytes=written, sha256=digest.hexdigest())
-    write_json(record_path(root, name), record)
-    return record
+    return ShardRecord(name=name, samples=count, bytes=written, sha256=digest.hexdigest())
 
 
 def _put(file: IO[bytes], digest: hashlib._Hash, name: str, data: bytes) -> int:
@@ -64,12 +63,23 @@ def _put(file: IO[bytes], digest: hashlib._Hash, name: str, data: bytes) -> int:
     return file.write(member)
 
 
-def npy_bytes(vector: npt.NDArray[np.float32]) -> bytes:
-    """The npy file (version 1.0) of a float32 vector, written by hand so that it never changes."""
-    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({len(vector)},), }}"
+def write_commit(storage: Storage, plan_sha256: str, shard: ShardRecord) -> None:
+    """Write the record that makes a shard count."""
+    commit = Commit(
+        format="semiformula-commit", format_version=1, plan_sha256=plan_sha256, shard=shard
+    )
+    with storage.write(commit_name(shard.name)) as file:
+        file.write(readable_json(commit))
+
+
+def npy_bytes(array: npt.NDArray[Any]) -> bytes:
+    """The npy file (version 1.0) of a float32 or int32 array, by hand so that it never changes."""
+    kind = {"float32": "<f4", "int32": "<i4"}[array.dtype.name]
+    shape = f"({', '.join(map(str, array.shape))}{',' if array.ndim == 1 else ''})"
+    header = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}"
     header = header.ljust(64 * (1 + (len(header) + 10) // 64) - 11) + "\n"
     head = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode("ascii")
-    return head + vector.astype("<f4").tobytes()
+    return head + array.astype(kind).tobytes()
 
 
 def json_bytes(fields: dict[str, object]) -> bytes:
@@ -77,50 +87,57 @@ def json_bytes(fields: dict[str, object]) -> bytes:
     return json.dumps(fields, ensure_ascii=False, separators=(", ", ": ")).encode()
 
 
-def fault_of(root: Path, record: ShardRecord) -> str:
-    """Why the shard on disk is not the one its record describes, or an empty string."""
-    path = root / record.name
+def fault_of(storage: Storage, shard: ShardRecord) -> str:
+    """Why the stored shard is not the one its record describes, or an empty string."""
     try:
-        size = path.stat().st_size
-        if size != record.bytes:
-            return f"expected {record.bytes} bytes, found {size}"
-        if sha256_of_file(path) != record.sha256:
-            return "its SHA-256 is not the recorded one"
-        with tarfile.open(path, "r:") as tar:
-            keys = {member.name.split(".", 1)[0] for member in tar}
+        with storage.open(shard.name) as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            size = file.tell()
     except FileNotFoundError:
         return "the file is missing"
-    except (OSError, tarfile.TarError) as error:
-        return f"not readable ({error})"
-    if len(keys) != record.samples:
-        return f"expected {record.samples} samples, found {len(keys)}"
-    return ""
+    if size != shard.bytes:
+        return f"expected {shard.bytes} bytes, found {size}"
+    return "" if digest == shard.sha256 else "its SHA-256 is not the recorded one"
 
 
-def committed(root: Path, name: str) -> ShardRecord | None:
-    """The record of a shard that stands on disk whole and unchanged, else None."""
+def committed(storage: Storage, plan_sha256: str, name: str, *, deep: bool) -> ShardRecord | None:
+    """The record of a shard of this plan that is stored, else None; `deep` reads and hashes it."""
+    where = commit_name(name)
     try:
-        record = read_json(ShardRecord, record_path(root, name))
-    except BuilderError:
+        commit = parse_json(Commit, storage.read(where), storage.where(where))
+    except (BuilderError, FileNotFoundError):
         return None
-    return record if record.name == name and not fault_of(root, record) else None
+    if commit.plan_sha256 != plan_sha256 or commit.shard.name != name:
+        return None
+    return None if deep and fault_of(storage, commit.shard) else commit.shard
 
 
-def read_samples(path: Path, wanted: Iterable[str]) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Yield (key, members by suffix) of the wanted keys of a verified shard, in file order."""
-    keys = set(wanted)
+def read_samples(
+    storage: Storage, name: str, wanted: Iterable[str] | None = None
+) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Yield (key, members by suffix) of the wanted keys (None: all) of a verified shard, in order.
+
+    Raises BuilderError for what is no tar.
+    """
+    keys = None if wanted is None else set(wanted)
     sample: dict[str, bytes] = {}
     last = ""
-    with tarfile.open(path, "r:") as tar:
-        for member in tar:
-            key, _, suffix = member.name.partition(".")
-            if key != last and sample:
-                yield last, sample
-                sample = {}
-            last = key
-            if key in keys:
-                file = tar.extractfile(member)
-                assert file is not None
-                sample[suffix] = file.read()
+    try:
+        with storage.open(name) as raw, tarfile.open(fileobj=raw, mode="r:") as tar:
+            for member in tar:
+                key, _, suffix = member.name.partition(".")
+                if key != last and sample:
+                    yield last, sample
+                    sample = {}
+                last = key
+                if keys is None or key in keys:
+                    file = tar.extractfile(member)
+                    if file is None:
+                        raise BuilderError(f"{name}: {member.name}: not a plain file")
+                    sample[suffix] = file.read()
+    except FileNotFoundError:
+        raise BuilderError(f"{storage.where(name)}: no such file") from None
+    except tarfile.TarError as error:
+        raise BuilderError(f"{storage.where(name)}: not readable as a tar ({error})") from None
     if sample:
         yield last, sample

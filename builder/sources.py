@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from builder.artifacts import Model, read_toml
 from builder.errors import BuilderError
-from builder.recipe import CategoryCount, SourceReport
+from builder.index import CategoryCount, SourceReport
 
 IMAGE_SUFFIXES = {".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff", ".webp"}
 TEST_FOLDERS = {"test", "ground_truth"}  # in a folder taken whole they mean an inspection set
