@@ -21,7 +21,7 @@ ROW_GROUP = 8192  # samples; 9 MB of theta at 271 parameters
 
 
 class ShardParameters(NamedTuple):
-    """Samples of one data shard: its name, the first one's index, normals' indices [n], theta [n, L]."""
+    """Samples of a data shard: its name, the first index, normals' indices [n], theta [n, L]."""
 
     shard: str
     start: int
