@@ -1,20 +1,29 @@
-"""Command line of the builder: demo-data, build, show."""
+"""Command line of the builder: demo-data; plan, work, status, finish; build; show."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from builder import __version__
 
+if TYPE_CHECKING:  # imported by the commands that need them: --help answers at once
+    from builder.index import Contents, SourceReport
+    from builder.recipe import Recipe
+    from builder.sources import Source
+    from builder.work import Engine
+
+F = TypeVar("F", bound=Callable[..., None])
+
 INTERRUPTED = 130
 
 
 @contextlib.contextmanager
-def resumable(out: Path) -> Iterator[None]:
+def resumable(out: str | Path) -> Iterator[None]:
     """Ctrl-C is no accident: one line and its own exit code."""
     try:
         yield
@@ -58,54 +67,161 @@ def demo_data(
     click.echo(summary)
 
 
-@main.command()
-@click.argument("recipe")
-@click.option("--normals", required=True, help="Folder of images, or a manifest's name or path.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Dataset folder.")
-@click.option("--root", type=click.Path(path_type=Path), help="Where the manifest's data lie.")
-@click.option("--samples", type=click.IntRange(1), help="Instead of the recipe's number.")
-@click.option("--jobs", type=click.IntRange(1), help="Processes; default: all usable cores.")
-@click.option("--licence", help="Licence of a folder's photographs; recorded in the dataset.")
-@click.option("--allow-incomplete", is_flag=True, help="Build in spite of missing or bad files.")
-def build(
-    recipe: str,
-    normals: str,
-    out: Path,
-    root: Path | None,
-    samples: int | None,
-    jobs: int | None,
-    licence: str | None,
-    allow_incomplete: bool,
-) -> None:
-    """Build the dataset of RECIPE (paper, fine, demo, or a TOML file) from normal photographs.
+def _source_options(command: F) -> F:
+    """What `plan` and `build` ask for: the recipe, the photographs, and where the dataset goes."""
+    for decorate in reversed(
+        (
+            click.argument("recipe"),
+            click.option(
+                "--normals", required=True, help="Folder of images, or a manifest's name or path."
+            ),
+            click.option("--out", required=True, help="Dataset folder, or URL (s3://, gs://)."),
+            click.option(
+                "--root", type=click.Path(path_type=Path), help="Where the manifest's data lie."
+            ),
+            click.option(
+                "--samples", type=click.IntRange(1), help="Instead of the recipe's number."
+            ),
+            click.option(
+                "--images",
+                type=click.Choice(["stored", "none"]),
+                default="stored",
+                show_default=True,
+                help="none: parameters and normals alone, for readers that render.",
+            ),
+            click.option(
+                "--licence", help="Licence of a folder's photographs; recorded in the dataset."
+            ),
+            click.option(
+                "--allow-incomplete", is_flag=True, help="Go on without missing or bad files."
+            ),
+        )
+    ):
+        command = decorate(command)
+    return command
 
-    The same command resumes a build that was cut off; finished shards are verified, not rebuilt.
+
+_jobs = click.option("--jobs", type=click.IntRange(1), help="Processes; default: all usable cores.")
+_engine = click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Who runs the processes: this machine, or a Ray cluster.",
+)
+_address = click.option("--address", help="Ray cluster to join; default: start one here.")
+
+
+@main.command()
+@_source_options
+@click.option("--cores", type=click.IntRange(1), help="Of the farm, for the estimated wall time.")
+@_jobs
+def plan(cores: int | None, jobs: int | None, **source: Any) -> None:
+    """Plan the dataset of RECIPE: prepare the normals, write plan.json, estimate what it takes.
+
+    Any number of `builder work` may then build its shards, anywhere.
     """
-    from builder.artifacts import parse_model
-    from builder.build import build as run
-    from builder.recipe import Recipe, load_recipe
-    from builder.sources import find_source
+    from builder.plan import estimate, make_plan, refuse_small_disk
+    from builder.storage import open_storage
     from builder.workers import usable_cores
 
-    made = load_recipe(recipe)
-    if samples is not None:
-        made = parse_model(
-            Recipe, {**made.model_dump(), "samples": samples}, f"--samples {samples}"
+    recipe, found, contents = _asked(source)
+    storage = open_storage(source["out"])
+    with resumable(source["out"]):
+        made = make_plan(
+            storage,
+            recipe,
+            found,
+            contents=contents,
+            jobs=jobs or usable_cores(),
+            allow_incomplete=source["allow_incomplete"],
         )
-    source = find_source(normals, root, licence)
-    with resumable(out):
+        estimated = estimate(storage, made)
+    click.echo(_normals_lines(made.normals.source))
+    click.echo(estimated.lines(made, cores or usable_cores()))
+    refuse_small_disk(storage, estimated, 0)
+    click.echo(f"plan {made.sha256[:16]}: {source['out']}; next: builder work {source['out']}")
+
+
+@main.command()
+@click.argument("url")
+@click.option(
+    "--task",
+    default="auto",
+    show_default=True,
+    help="i/n, or auto: as the scheduler says.",
+)
+@_jobs
+@_engine
+@_address
+def work(url: str, task: str, jobs: int | None, engine: str, address: str | None) -> None:
+    """Build this task's share of the planned dataset at URL; without a number, what is missing.
+
+    Any number of these may run at once, be killed, and be started again.
+    """
+    from builder.work import work as run
+
+    with resumable(url):
+        done = run(url, task, _engine_of(engine, address, jobs))
+    rate = done.built_samples / max(done.seconds, 1e-9)
+    click.echo(
+        f"shards: {done.built} built, {done.kept} stood already; {done.built_samples} samples in "
+        f"{done.seconds:.1f} s: {rate:.0f} images/s"
+    )
+
+
+@main.command()
+@click.argument("url")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def status(url: str, as_json: bool) -> None:
+    """Say what stands at URL: done, missing, bad, rate and time left, from the storage alone."""
+    import dataclasses
+    import json
+
+    from builder.status import status_of
+    from builder.storage import open_storage
+
+    found = status_of(open_storage(url))
+    click.echo(json.dumps(dataclasses.asdict(found)) if as_json else found.lines())
+
+
+@main.command()
+@click.argument("url")
+def finish(url: str) -> None:
+    """Write dataset.json at URL when every shard's record verifies."""
+    from builder.status import finish as run
+    from builder.storage import open_storage
+
+    head = run(open_storage(url))
+    click.echo(f"samples: {head.samples}\ndataset {head.content_sha256[:16]}: {url}")
+
+
+@main.command()
+@_source_options
+@_jobs
+@_engine
+@_address
+def build(jobs: int | None, engine: str, address: str | None, **source: Any) -> None:
+    """Build the dataset of RECIPE (paper, fine, demo, or a TOML file) from normal photographs.
+
+    Plan, work and finish on one machine. The same command resumes a build that was cut off;
+    finished shards are verified, not rebuilt.
+    """
+    from builder.build import build as run
+    from builder.workers import usable_cores
+
+    recipe, found, contents = _asked(source)
+    with resumable(source["out"]):
         summary = run(
-            made, source, out, jobs=jobs or usable_cores(), allow_incomplete=allow_incomplete
+            recipe,
+            found,
+            source["out"],
+            jobs=jobs or usable_cores(),
+            contents=contents,
+            allow_incomplete=source["allow_incomplete"],
+            engine=_engine_of(engine, address, jobs),
         )
-    for category in summary.source.categories:
-        rejected = "".join(f", {n} {reason}" for reason, n in sorted(category.rejected.items()))
-        click.echo(
-            f"normals {category.category}: {category.found} found, {category.kept} kept{rejected}"
-        )
-    if summary.source.other_files:
-        click.echo(f"normals: {summary.source.other_files} other files left out, no images by name")
-    for fault in summary.source.faults:
-        click.echo(f"went on without: {fault}")
+    click.echo(_normals_lines(summary.source))
     rate = summary.built_samples / summary.render_seconds
     click.echo(
         f"shards: {summary.built} built, {summary.kept} verified as they stood, "
@@ -113,21 +229,63 @@ def build(
         f"samples: {summary.samples}, {summary.bytes / 1e6:.1f} MB; {summary.built_samples} "
         f"rendered in {summary.render_seconds:.1f} of {summary.seconds:.1f} s: "
         f"{rate:.0f} images/s\n"
-        f"dataset {summary.content_sha256[:16]}: {out}"
+        f"dataset {summary.content_sha256[:16]}: {source['out']}"
     )
 
 
+def _asked(source: dict[str, Any]) -> tuple[Recipe, Source, Contents]:
+    """The recipe, the photographs and the contents that the options ask for."""
+    from builder.artifacts import parse_model
+    from builder.recipe import Recipe, load_recipe
+    from builder.sources import find_source
+
+    recipe = load_recipe(source["recipe"])
+    if source["samples"] is not None:
+        changed = {**recipe.model_dump(), "samples": source["samples"]}
+        recipe = parse_model(Recipe, changed, f"--samples {source['samples']}")
+    found = find_source(source["normals"], source["root"], source["licence"])
+    return recipe, found, "parameters" if source["images"] == "none" else "images"
+
+
+def _engine_of(name: str, address: str | None, jobs: int | None) -> Engine:
+    if name == "local":
+        from builder.work import local_engine
+        from builder.workers import usable_cores
+
+        if address is not None:
+            raise click.UsageError("--address is for --engine ray")
+        return local_engine(jobs or usable_cores())
+    from builder.ray_engine import ray_engine
+
+    return ray_engine(address, jobs)
+
+
+def _normals_lines(report: SourceReport) -> str:
+    lines = []
+    for category in report.categories:
+        rejected = "".join(f", {n} {reason}" for reason, n in sorted(category.rejected.items()))
+        lines.append(
+            f"normals {category.category}: {category.found} found, {category.kept} kept{rejected}"
+        )
+    if report.other_files:
+        lines.append(f"normals: {report.other_files} other files left out, no images by name")
+    lines += [f"went on without: {fault}" for fault in report.faults]
+    return "\n".join(lines)
+
+
 @main.command()
-@click.argument("dataset", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="PNG; default: DIR's name + .png.")
+@click.argument("dataset", metavar="URL")
+@click.option("--out", type=click.Path(path_type=Path), help="PNG; default: URL's name + .png.")
 @click.option("--samples", default=24, show_default=True, type=click.IntRange(1, 1000))
 @click.option("--seed", default=0, type=click.IntRange(0), help="Another seed, other samples.")
-def show(dataset: Path, out: Path | None, samples: int, seed: int) -> None:
-    """Write a contact sheet of the dataset in DIR: normal, anomaly, mask with ellipses."""
+def show(dataset: str, out: Path | None, samples: int, seed: int) -> None:
+    """Write a contact sheet of the dataset at URL: normal, anomaly, mask with ellipses."""
     from builder.show import contact_sheet
 
-    folder = dataset.resolve()
-    path = out or folder.with_name(folder.name + ".png")
+    folder = Path(dataset).resolve()
+    beside = folder.with_name(folder.name + ".png")
+    default = Path(beside.name) if "://" in dataset else beside
+    path = out or default
     keys = contact_sheet(dataset, path, samples=samples, seed=seed)
     click.echo(f"{len(keys)} samples: {path}")
 

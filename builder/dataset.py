@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,9 @@ import numpy.typing as npt
 
 from builder.artifacts import parse_json
 from builder.errors import BuilderError
-from builder.index import Dataset
-from builder.shards import read_samples
+from builder.images import decode_pixels
+from builder.index import Dataset, Normals, ShardRecord
+from builder.shards import fault_of, read_samples
 from builder.storage import Storage
 
 INDEX = "dataset.json"
@@ -30,6 +31,32 @@ def read_index(storage: Storage) -> Dataset:
             f"{where}: no such file; finish the dataset with `builder finish {storage.url}`"
         ) from None
     return parse_json(Dataset, data, where)
+
+
+def verified_samples(
+    storage: Storage, shard: ShardRecord, keys: Iterable[str] | None = None
+) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """The wanted samples (None: all) of a shard, once its length and hash are those recorded."""
+    fault = fault_of(storage, shard)
+    if fault:
+        raise BuilderError(
+            f"{storage.where(shard.name)}: {fault}; run the build command again to mend it"
+        )
+    yield from read_samples(storage, shard.name, keys)
+
+
+def read_normals(
+    storage: Storage, normals: Normals, channels: int, wanted: set[int]
+) -> dict[int, npt.NDArray[np.uint8]]:
+    """The pixels, uint8 [H, W, C], of the wanted normal images."""
+    found: dict[int, npt.NDArray[np.uint8]] = {}
+    start = 0
+    for shard in normals.shards:
+        keys = {f"{i:09d}" for i in wanted if start <= i < start + shard.samples}
+        start += shard.samples
+        for key, members in verified_samples(storage, shard, keys) if keys else ():
+            found[int(key)] = decode_pixels(members[normals.suffix], channels)
+    return found
 
 
 def normals_of(storage: Storage, dataset: Dataset) -> Iterator[dict[str, Any]]:

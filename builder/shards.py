@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import IO, Any, NamedTuple
 
-import numpy as np
 import numpy.typing as npt
 
 from builder.artifacts import parse_json, readable_json
@@ -91,7 +90,7 @@ def fault_of(storage: Storage, shard: ShardRecord) -> str:
     """Why the stored shard is not the one its record describes, or an empty string."""
     try:
         with storage.open(shard.name) as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
             size = file.tell()
     except FileNotFoundError:
         return "the file is missing"

@@ -4,35 +4,36 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from builder.artifacts import atomic_file, read_json
-from builder.errors import BuilderError
+from builder.artifacts import atomic_file
+from builder.dataset import read_index, read_normals, read_parameters, verified_samples
 from builder.images import decode_pixels
-from builder.recipe import Dataset, ShardRecord
+from builder.index import Dataset
 from builder.render import check_theta, render
-from builder.shards import fault_of, read_samples
+from builder.storage import Storage, open_storage
 
 GAP_PX = 4
 VISIBLE = 0.05  # an ellipse is drawn for a component that reaches this M at its mean
 
 
-def contact_sheet(root: Path, out: Path, *, samples: int = 24, seed: int = 0) -> list[str]:
-    """Write a PNG of `samples` random samples of the dataset at `root`; return their keys.
+def contact_sheet(url: str, out: Path, *, samples: int = 24, seed: int = 0) -> list[str]:
+    """Write a PNG of `samples` random samples of the dataset at `url`; return their keys.
 
     Each sample is a row of three: the normal image, the anomaly image, and the mask M (black 0,
     white 1) with an ellipse at one sigma, in its colour, for every component that is visible.
     Raises BuilderError when the dataset is unfinished or damaged.
     """
-    dataset = read_json(Dataset, root / "dataset.json")
+    storage = open_storage(url)
+    dataset = read_index(storage)
     keys = _choose(dataset, samples, seed)
-    found = _read(root, dataset, keys)
-    normals = _read_normals(root, dataset, {str(one["normal"]) for one in found.values()})
+    found = _read(storage, dataset, keys)
+    wanted = {int(str(one["normal"])) for one in found.values()}
+    normals = read_normals(storage, dataset.normals, dataset.image.channels, wanted)
     size_px, columns = dataset.image.size_px, 2 if samples > 1 else 1
     cell = (3 * (size_px + GAP_PX) + GAP_PX * 2, size_px + GAP_PX)
     rows = -(-len(keys) // columns)
@@ -41,9 +42,11 @@ def contact_sheet(root: Path, out: Path, *, samples: int = 24, seed: int = 0) ->
         one = found[key]
         corner = (GAP_PX + (i % columns) * cell[0], GAP_PX + (i // columns) * cell[1])
         theta = one["theta"]
+        normal = normals[int(str(one["normal"]))]
+        image = one["image"] if "image" in one else _painted(normal, theta)
         tiles = [
-            Image.fromarray(_rgb(normals[str(one["normal"])])),
-            Image.fromarray(_rgb(one["image"])),
+            Image.fromarray(_rgb(normal)),
+            Image.fromarray(_rgb(image)),
             _mask(theta, dataset),
         ]
         for j, tile in enumerate(tiles):
@@ -59,38 +62,31 @@ def _choose(dataset: Dataset, samples: int, seed: int) -> list[str]:
     return [f"{index:09d}" for index in sorted(chosen.tolist())]
 
 
-def _read(root: Path, dataset: Dataset, keys: list[str]) -> dict[str, dict[str, object]]:
+def _read(storage: Storage, dataset: Dataset, keys: list[str]) -> dict[str, dict[str, object]]:
     found: dict[str, dict[str, object]] = {}
     start = 0
-    for shard in dataset.shards:
+    for number, shard in enumerate(dataset.shards):
         stop = start + shard.samples
         wanted = [key for key in keys if start <= int(key) < stop]
+        if wanted and dataset.contents == "parameters":
+            normal_index, theta = read_parameters(storage, dataset, number)
+            for key in wanted:
+                row = int(key) - start
+                found[key] = {"normal": f"{normal_index[row]:09d}", "theta": theta[row]}
+        elif wanted:
+            for key, members in verified_samples(storage, shard, wanted):
+                found[key] = {
+                    "normal": json.loads(members["json"])["normal"],
+                    "image": decode_pixels(members[dataset.image.suffix], dataset.image.channels),
+                    "theta": np.load(io.BytesIO(members["theta.npy"]), allow_pickle=False),
+                }
         start = stop
-        for key, members in _read_verified(root, shard, wanted) if wanted else ():
-            fields = json.loads(members["json"])
-            found[key] = {
-                "normal": fields["normal"],
-                "image": decode_pixels(members[dataset.image.suffix], dataset.image.channels),
-                "theta": np.load(io.BytesIO(members["theta.npy"]), allow_pickle=False),
-            }
     return found
 
 
-def _read_verified(
-    root: Path, shard: ShardRecord, keys: Iterable[str]
-) -> Iterator[tuple[str, dict[str, bytes]]]:
-    fault = fault_of(root, shard)
-    if fault:
-        raise BuilderError(f"{root / shard.name}: {fault}; run the build command again to mend it")
-    yield from read_samples(root / shard.name, keys)
-
-
-def _read_normals(root: Path, dataset: Dataset, keys: set[str]) -> dict[str, npt.NDArray[np.uint8]]:
-    pixels = {}
-    for shard in dataset.normals.shards:
-        for key, members in _read_verified(root, shard, keys):
-            pixels[key] = decode_pixels(members["webp"], dataset.image.channels)
-    return pixels
+def _painted(normal: npt.NDArray[np.uint8], theta: object) -> npt.NDArray[np.uint8]:
+    assert isinstance(theta, np.ndarray)
+    return np.asarray(render(normal[None], np.zeros(1, np.int64), theta[None])[0])
 
 
 def _rgb(pixels: object) -> npt.NDArray[np.uint8]:

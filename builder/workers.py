@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from multiprocessing import get_context, parent_process
 from typing import TypeVar
 
 from builder.errors import BuilderError
 
 T = TypeVar("T")
+
+AHEAD = 3  # tasks a worker that are handed out before they are asked for
 
 
 def usable_cores() -> int:
@@ -26,24 +29,57 @@ def worker_pool(jobs: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_start_worker)
 
 
-def results(pool: ProcessPoolExecutor, tasks: Sequence[Callable[[], T]]) -> Iterator[tuple[int, T]]:
+class WorkerKilled(BuilderError):
+    """A worker process died, most often because memory ran out."""
+
+
+def results(pool: ProcessPoolExecutor, tasks: Iterable[Callable[[], T]]) -> Iterator[tuple[int, T]]:
     """Run the tasks in the pool and yield (number, result) as they finish.
 
-    Raises BuilderError when a worker is killed; a task's own exception is passed on. Tasks not
-    begun by then are cancelled.
+    A few tasks a worker are handed out ahead, so that a million of them take no memory and no
+    worker waits. Raises WorkerKilled when a worker dies; a task's own exception is passed on.
+    Tasks not begun by then are cancelled.
     """
-    futures: dict[Future[T], int] = {pool.submit(task): i for i, task in enumerate(tasks)}
+    waiting: dict[Future[T], int] = {}
+    numbered = enumerate(tasks)
+    ahead = AHEAD * int(getattr(pool, "_max_workers", 64))
     try:
-        for future in as_completed(futures):
-            yield futures.pop(future), future.result()
+        for number, task in islice(numbered, ahead):
+            waiting[pool.submit(task)] = number
+        while waiting:
+            done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield waiting.pop(future), future.result()
+            for number, task in islice(numbered, len(done)):
+                waiting[pool.submit(task)] = number
     except BrokenProcessPool:
-        raise BuilderError(
+        raise WorkerKilled(
             "a worker process was killed (out of memory, or of disk?); what is finished is kept: "
             "run the same command again, with fewer --jobs if memory was short"
         ) from None
     finally:
-        for future in futures:
+        for future in waiting:
             future.cancel()
+
+
+def results_again(
+    tasks: Sequence[Callable[[], T]], jobs: int, said: Callable[[str], None]
+) -> Iterator[tuple[int, T]]:
+    """Like `results`, with a pool of its own; after a killed worker once more with half as many."""
+    left = dict(enumerate(tasks))
+    try:
+        with worker_pool(jobs) as pool:
+            numbers = list(left)
+            for i, result in results(pool, [left[number] for number in numbers]):
+                del left[numbers[i]]
+                yield numbers[i], result
+    except WorkerKilled:
+        fewer = max(1, jobs // 2)
+        said(f"a worker process was killed; going on with {fewer} instead of {jobs}")
+        with worker_pool(fewer) as pool:
+            numbers = list(left)
+            for i, result in results(pool, [left[number] for number in numbers]):
+                yield numbers[i], result
 
 
 def _start_worker() -> None:

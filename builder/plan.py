@@ -1,0 +1,358 @@
+"""The plan: what a dataset will hold, written before any of it; every machine works from it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from tempfile import TemporaryFile
+from typing import IO, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from builder import __version__
+from builder.artifacts import Model, canonical_json, parse_json, readable_json, sha256_of
+from builder.dataset import read_normals
+from builder.environment import Golden, golden_indices, make_goldens, this_environment
+from builder.errors import BuilderError
+from builder.images import encode_pixels, prepare_normal
+from builder.index import Contents, Environment, Normals, ShardRecord, SourceReport
+from builder.prior import draw
+from builder.progress import Progress, duration
+from builder.recipe import Recipe, Sha256
+from builder.shards import (
+    KIND,
+    Sample,
+    fault_of,
+    json_bytes,
+    shard_name,
+    write_shard,
+)
+from builder.sources import Source, count_kept
+from builder.storage import Folder, Storage, is_temporary, make_room
+from builder.workers import results, worker_pool
+
+PLAN = "plan.json"
+NORMALS_PER_SHARD = 5000
+MAX_FAULTS_SHOWN = 5
+ESTIMATE_SAMPLES = 64
+# What a sample's tar headers, theta and JSON take beside the image; and a packed sample.
+_SAMPLE_OVERHEAD_BYTES = 3 * 512 + 128 + 512 + 256
+
+
+class Plan(Model):
+    """`plan.json`: what a folder will hold; work for any other plan is refused.
+
+    `photographs_sha256` is that of the lines `sha256 category name`, one a photograph, in order.
+    `parameters_from` names the dataset whose stored parameters are rendered; null draws them.
+    """
+
+    format: Literal["semiformula-plan"]
+    format_version: Literal[2]
+    builder_version: str
+    recipe: Recipe
+    recipe_sha256: Sha256
+    contents: Contents
+    parameters_from: str | None = None
+    shard_count: int = Field(ge=1)
+    photographs_sha256: Sha256
+    normals: Normals
+    environment: Environment
+    goldens: list[Golden]
+
+    @property
+    def sha256(self) -> str:
+        """What a commit record refers to."""
+        return sha256_of(canonical_json(self))
+
+    def shard(self, index: int) -> str:
+        """The name of data shard `index`."""
+        return shard_name(KIND[self.contents], index, self.shard_count)
+
+    def samples_of(self, index: int) -> range:
+        """The samples of data shard `index`."""
+        start = index * self.recipe.samples_per_shard
+        return range(start, min(self.recipe.samples, start + self.recipe.samples_per_shard))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the plan will take, from about 64 samples made on this machine."""
+
+    bytes: int
+    core_seconds: float
+
+    def lines(self, plan: Plan, cores: int) -> str:
+        """For people, with the wall time of `cores` cores."""
+        hours, wall = self.core_seconds / 3600, self.core_seconds / cores
+        return (
+            f"estimate: {self.bytes / 1e9:.2f} GB in {plan.shard_count} shards, "
+            f"{self.core_seconds / plan.recipe.samples * 1e3:.2f} ms a sample and core, "
+            f"{hours:.2f} core-hours: {duration(wall)} on {cores} cores"
+        )
+
+
+def read_plan(storage: Storage) -> Plan:
+    """The plan at a storage's root; BuilderError when there is none, or it is damaged."""
+    where = storage.where(PLAN)
+    try:
+        data = storage.read(PLAN)
+    except FileNotFoundError:
+        raise BuilderError(
+            f"{where}: no such file; plan first with `builder plan RECIPE --out {storage.url}`"
+        ) from None
+    return parse_json(Plan, data, where)
+
+
+def make_plan(
+    storage: Storage,
+    recipe: Recipe,
+    source: Source,
+    *,
+    contents: Contents = "images",
+    jobs: int,
+    allow_incomplete: bool = False,
+) -> Plan:
+    """Prepare the normals, write their shards, prove the goldens, write the plan.
+
+    A plan that stands already and asks for the same is kept, with its environment. Raises
+    BuilderError for faults in the source unless `allow_incomplete`, and for a place that holds
+    another dataset or something else.
+    """
+    standing = _standing_plan(storage, recipe, contents)
+    with TemporaryFile() as spool, worker_pool(jobs) as pool:
+        prepared, report = _prepare(pool, recipe, source, allow_incomplete, spool)
+        lines = [
+            f"{one.sha256} {source.photographs[one.photograph].category} "
+            f"{source.photographs[one.photograph].name}\n"
+            for one in prepared
+        ]
+        photographs_sha256 = sha256_of("".join(lines).encode())
+        if standing is not None:
+            _refuse_changed(storage, standing, photographs_sha256, report.licence)
+        normals = _write_normals(storage, source, report, prepared, spool, standing)
+    if standing is not None:
+        return standing
+    return adopt_normals(storage, recipe, contents, normals, photographs_sha256)
+
+
+def adopt_normals(
+    storage: Storage,
+    recipe: Recipe,
+    contents: Contents,
+    normals: Normals,
+    photographs_sha256: str,
+    goldens: list[Golden] | None = None,
+    parameters_from: str | None = None,
+) -> Plan:
+    """Write the plan for normals whose shards are stored; the goldens are made from these."""
+    plan = Plan(
+        format="semiformula-plan",
+        format_version=2,
+        builder_version=__version__,
+        recipe=recipe,
+        recipe_sha256=recipe.sha256,
+        contents=contents,
+        parameters_from=parameters_from,
+        shard_count=recipe.shard_count,
+        photographs_sha256=photographs_sha256,
+        normals=normals,
+        environment=this_environment(),
+        goldens=goldens or _goldens(storage, recipe, normals),
+    )
+    with storage.write(PLAN) as file:
+        file.write(readable_json(plan))
+    if read_plan(storage) != plan:  # a store without exclusive creation: the last writer stands
+        raise BuilderError(f"{storage.where(PLAN)}: another plan was written at the same time")
+    return plan
+
+
+def _standing_plan(storage: Storage, recipe: Recipe, contents: Contents) -> Plan | None:
+    """The plan that stands; stop before any work when the place belongs to something else."""
+    if storage.exists(PLAN):
+        found = read_plan(storage)
+        wanted = {**recipe.model_dump(), "contents": contents}
+        old = {**found.recipe.model_dump(), "contents": found.contents}
+        key = next((key for key in wanted if old[key] != wanted[key]), None)
+        if key is not None:
+            raise BuilderError(
+                f"{storage.url}: holds another dataset (recipe {found.recipe.name!r}: {key} = "
+                f"{old[key]}, asked for {wanted[key]}); choose another --out or remove it"
+            )
+        return found
+    # Killed before its plan stood, a run leaves normals and temporary files, nothing else.
+    foreign = [entry.name for entry in storage.entries("") if not is_temporary(entry.name)]
+    if isinstance(storage, Folder) and storage.path.is_dir():
+        foreign += [p.name for p in storage.path.iterdir() if p.is_dir() and p.name != "normals"]
+    if foreign:
+        raise BuilderError(
+            f"{storage.url}: not empty and not a dataset folder (it holds {foreign[0]}); "
+            "choose another --out"
+        )
+    return None
+
+
+def _refuse_changed(
+    storage: Storage, standing: Plan, photographs_sha256: str, licence: str
+) -> None:
+    old_licence = standing.normals.source.licence
+    for what, old, new in (
+        (
+            f"version {standing.builder_version} of the builder",
+            standing.builder_version,
+            __version__,
+        ),
+        (f"licence {old_licence!r}", old_licence, licence),
+        (
+            "other photographs, or under other names",
+            standing.photographs_sha256,
+            photographs_sha256,
+        ),
+    ):
+        if old != new:
+            raise BuilderError(
+                f"{storage.url}: was begun with {what}; go on with the same, choose another "
+                "--out, or remove the folder"
+            )
+
+
+@dataclass(frozen=True)
+class _Normal:
+    """A prepared photograph: its number in the source, its hash, where its WebP is spooled."""
+
+    photograph: int
+    sha256: str
+    offset: int
+    bytes: int
+
+
+def _prepare(
+    pool: ProcessPoolExecutor,
+    recipe: Recipe,
+    source: Source,
+    allow_incomplete: bool,
+    spool: IO[bytes],
+) -> tuple[list[_Normal], SourceReport]:
+    """Read and resize every photograph; keep those that read, in order, and report the rest."""
+    photographs = source.photographs
+    tasks = (partial(prepare_normal, p.path, recipe.size_px, recipe.channels) for p in photographs)
+    kept: dict[int, _Normal] = {}
+    rejected: dict[int, str] = {}
+    with Progress(len(photographs), "normals", "img") as progress:
+        for i, one in results(pool, tasks):
+            if one.fault:
+                rejected[i] = one.fault
+            else:
+                kept[i] = _Normal(i, one.sha256, spool.tell(), spool.write(one.webp))
+            progress.done(1)
+    report = count_kept(source.report, [(photographs[i], rejected[i]) for i in sorted(rejected)])
+    if report.faults and not allow_incomplete:
+        shown = "; ".join(report.faults[:MAX_FAULTS_SHOWN])
+        more = len(report.faults) - MAX_FAULTS_SHOWN
+        raise BuilderError(
+            f"source {report.name}: {shown}{f'; and {more} more' if more > 0 else ''}; "
+            "mend it, or go on without with --allow-incomplete"
+        )
+    if not kept:
+        raise BuilderError(f"source {report.name}: no photograph could be read")
+    return [kept[i] for i in sorted(kept)], report
+
+
+def _write_normals(
+    storage: Storage,
+    source: Source,
+    report: SourceReport,
+    prepared: Sequence[_Normal],
+    spool: IO[bytes],
+    standing: Plan | None,
+) -> Normals:
+    """Write the normals' shards; those that a standing plan names are written only if damaged."""
+    count = -(-len(prepared) // NORMALS_PER_SHARD)
+    records: list[ShardRecord] = []
+    for shard in range(count):
+        planned = standing.normals.shards[shard] if standing is not None else None
+        if planned is not None and not fault_of(storage, planned):
+            records.append(planned)
+            continue
+        name, start = shard_name("normals", shard, count), shard * NORMALS_PER_SHARD
+        part = prepared[start : start + NORMALS_PER_SHARD]
+        samples = (
+            _normal_sample(source, report, start + j, one, spool) for j, one in enumerate(part)
+        )
+        record = write_shard(storage, name, samples)
+        if planned is not None and record != planned:
+            raise BuilderError(
+                f"{storage.where(name)}: was damaged, and this machine's Pillow does not make its "
+                "bytes again; use the version that plan.json states"
+            )
+        records.append(record)
+    return Normals(count=len(prepared), source=report, shards=records)
+
+
+def _normal_sample(
+    source: Source, report: SourceReport, index: int, one: _Normal, spool: IO[bytes]
+) -> Sample:
+    photograph = source.photographs[one.photograph]
+    fields: dict[str, object] = {
+        "index": index,
+        "category": photograph.category,
+        "path": photograph.name,
+        "sha256": one.sha256,
+        "licence": report.licence,
+    }
+    spool.seek(one.offset)
+    webp = spool.read(one.bytes)
+    return Sample(f"{index:09d}", [("webp", webp), ("json", json_bytes(fields))])
+
+
+def _goldens(storage: Storage, recipe: Recipe, normals: Normals) -> list[Golden]:
+    indices = golden_indices(recipe)
+    theta, images, _ = render_some(storage, recipe, normals, indices)
+    return make_goldens(recipe, indices, theta, images)
+
+
+def render_some(
+    storage: Storage, recipe: Recipe, normals: Normals, indices: Sequence[int]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8], float]:
+    """Draw and render a few samples, decoding only the normals that they need.
+
+    Returns theta [N, L], images uint8 [N, H, W, C], and the seconds that rendering took.
+    """
+    from builder.render import render
+
+    drawn = [draw(recipe, i, i + 1, normals.count) for i in indices]
+    chosen = np.concatenate([normal for normal, _ in drawn])
+    theta = np.concatenate([one for _, one in drawn])
+    pixels = read_normals(storage, normals, recipe.channels, {int(i) for i in chosen})
+    table = np.stack([pixels[int(i)] for i in chosen])
+    render(table[:1], np.zeros(1, np.int64), theta[:1])  # compiles, outside the measured time
+    start = time.process_time()
+    images = render(table, np.arange(len(table)), theta)
+    return theta, images, time.process_time() - start
+
+
+def estimate(storage: Storage, plan: Plan) -> Estimate:
+    """Make up to 64 samples, spread over the dataset, and scale up; no disk, no network in it."""
+    recipe = plan.recipe
+    if plan.contents == "parameters":
+        per_sample = 4 * (recipe.theta_length + 1)
+        return Estimate(recipe.samples * per_sample, recipe.samples * 10e-6)
+    count = min(ESTIMATE_SAMPLES, recipe.samples)
+    indices = [i * recipe.samples // count for i in range(count)]
+    _, images, seconds = render_some(storage, recipe, plan.normals, indices)
+    start = time.process_time()
+    size = sum(len(encode_pixels(image, recipe.codec)) for image in images)
+    seconds += time.process_time() - start
+    each = size / count + _SAMPLE_OVERHEAD_BYTES + 4 * recipe.theta_length
+    return Estimate(int(recipe.samples * each), recipe.samples * seconds / count)
+
+
+def refuse_small_disk(storage: Storage, estimated: Estimate, present_bytes: int) -> None:
+    """Raise BuilderError when the rest of the dataset cannot fit on the local disk."""
+    missing = make_room(storage, estimated.bytes - present_bytes)
+    if missing:
+        raise BuilderError(f"--out {missing}; choose another disk, or fewer samples")

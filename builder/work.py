@@ -1,0 +1,237 @@
+"""Work: one process's or one node's share of the shards, from the plan and the storage alone."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from builder.environment import check_goldens, make_goldens
+from builder.errors import BuilderError
+from builder.images import encode_pixels
+from builder.index import ShardRecord
+from builder.plan import Plan, read_plan
+from builder.progress import Progress
+from builder.recipe import SUFFIX
+from builder.scratch import Table, normals_table
+from builder.shards import Sample, committed, json_bytes, npy_bytes, write_commit, write_shard
+from builder.storage import Storage, open_storage
+from builder.workers import results_again
+
+BATCH = 16  # samples rendered at a time: bounds a worker's memory
+
+# Where schedulers put the number of a task of an array, and how many there are, if they say.
+_TASK_VARIABLES = (
+    ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN"),
+    ("JOB_COMPLETION_INDEX", "JOB_COMPLETIONS", ""),
+    ("AWS_BATCH_JOB_ARRAY_INDEX", "AWS_BATCH_JOB_ARRAY_SIZE", ""),
+    ("CLOUD_RUN_TASK_INDEX", "CLOUD_RUN_TASK_COUNT", ""),
+    ("BATCH_TASK_INDEX", "BATCH_TASK_COUNT", ""),
+    ("PBS_ARRAY_INDEX", "", ""),
+    ("SGE_TASK_ID", "SGE_TASK_LAST", "SGE_TASK_FIRST"),
+    ("LSB_JOBINDEX", "", ""),
+)
+
+
+class Done(NamedTuple):
+    """A shard that stands: its record, and whether this run had to build it."""
+
+    shard: ShardRecord
+    built: bool
+
+
+# How an engine runs `build_shard` for many shards: yields results in any order.
+Engine = Callable[[str, Sequence[int], bool, Callable[[str], None]], Iterator[Done]]
+
+
+@dataclass(frozen=True)
+class WorkSummary:
+    """What one run of work did; `built` + `kept` shards were its share."""
+
+    built: int
+    kept: int
+    built_samples: int
+    seconds: float
+
+
+def work(url: str, task: str, engine: Engine, *, deep: bool = False) -> WorkSummary:
+    """Build this task's share of what is missing at `url`.
+
+    `task` is `auto`, or `i/n` for the shards whose number leaves i when divided by n. `deep` reads
+    and hashes the shards that stand already; else record and size are believed.
+    """
+    start = time.perf_counter()
+    plan = read_plan(open_storage(url))
+    indices = share_of(plan.shard_count, task)
+    built = kept = samples = 0
+    with Progress(sum(len(plan.samples_of(i)) for i in indices), "samples", "img") as progress:
+        for done in engine(url, indices, deep, progress.say):
+            if done.built:
+                built += 1
+                samples += done.shard.samples
+                progress.done(done.shard.samples)
+            else:  # only looked at: the rate and the time left are of what is to do
+                kept += 1
+                progress.skip(done.shard.samples)
+    return WorkSummary(built, kept, samples, time.perf_counter() - start)
+
+
+def share_of(shard_count: int, task: str) -> Sequence[int]:
+    """The shards that a task looks after, in the order it takes them.
+
+    Without a number of tasks a worker walks all of them in an order of its own, so that any number
+    of workers share what is missing; what two of them build is the same bytes.
+    """
+    if task == "auto":
+        number, count = _task_of_scheduler()
+        if count == 0:
+            order = list(range(shard_count))
+            seed = f"{socket.gethostname()} {os.getpid()} {number} {time.time_ns()}"
+            random.Random(seed).shuffle(order)
+            return order
+    else:
+        match = re.fullmatch(r"(\d{1,9})/([1-9]\d{0,8})", task)
+        if match is None:
+            raise BuilderError(f"--task {task!r}: expected auto, or i/n such as 0/8")
+        number, count = int(match[1]), int(match[2])
+    if number >= count:
+        raise BuilderError(f"--task {number}/{count}: tasks are numbered from 0 to {count - 1}")
+    return range(number, shard_count, count)
+
+
+def _task_of_scheduler() -> tuple[int, int]:
+    """This task's number and how many there are, from the environment; 0 when it does not say."""
+    for number, count, first in _TASK_VARIABLES:
+        index = os.environ.get(number, "")
+        if not index.isdecimal():  # also "undefined", as SGE says outside of arrays
+            continue
+        offset = os.environ.get(first, "0") if first else "0"
+        total = os.environ.get(count, "0") if count else "0"
+        start = int(offset) if offset.isdecimal() else 0
+        if not total.isdecimal():
+            total = "0"
+        # SGE states the last number, the others how many.
+        tasks = int(total) - start + 1 if count == "SGE_TASK_LAST" else int(total)
+        return int(index) - start, max(0, tasks)
+    return 0, 0
+
+
+def local_engine(jobs: int) -> Engine:
+    """Processes of this machine; one that is killed is replaced once, by half as many."""
+
+    def run(
+        url: str, indices: Sequence[int], deep: bool, say: Callable[[str], None]
+    ) -> Iterator[Done]:
+        storage = open_storage(url)
+        plan = read_plan(storage)
+        # Held here, so that the table is made once before the workers start, and removed after.
+        with normals_table(storage, plan.normals, plan.recipe):
+            tasks = [partial(build_shard, url, index, deep) for index in indices]
+            for _, done in results_again(tasks, jobs, say):
+                yield done
+
+    return run
+
+
+@dataclass(frozen=True)
+class _Context:
+    """What a worker process keeps between shards."""
+
+    storage: Storage
+    plan: Plan
+    plan_sha256: str
+    table: Table
+
+
+_held = ExitStack()  # the table's lock, for as long as the process lives
+
+
+@lru_cache(maxsize=1)
+def _context(url: str) -> _Context:
+    """Read the plan, map the normals, and prove on the goldens that this machine may write."""
+    storage = open_storage(url)
+    plan = read_plan(storage)
+    table = _held.enter_context(normals_table(storage, plan.normals, plan.recipe))
+    context = _Context(storage, plan, plan.sha256, table)
+    indices = [golden.index for golden in plan.goldens]
+    drawn = [parameters(context, range(i, i + 1)) for i in indices]
+    theta = np.concatenate([one for _, one in drawn])
+    images = _painted(context, np.concatenate([normal for normal, _ in drawn]), theta)
+    found = make_goldens(plan.recipe, indices, theta, images)
+    check_goldens(plan.recipe, plan.goldens, found, plan.environment)
+    return context
+
+
+def build_shard(url: str, index: int, deep: bool) -> Done:
+    """Build data shard `index` of the plan at `url`, unless it stands, and commit it."""
+    context = _context(url)
+    storage, plan = context.storage, context.plan
+    name = plan.shard(index)
+    record = committed(storage, context.plan_sha256, name, deep=deep)
+    if record is not None:
+        return Done(record, False)
+    samples = plan.samples_of(index)
+    make = _images if plan.contents == "images" else _packed
+    written = write_shard(storage, name, make(context, samples))
+    record = written.model_copy(update={"samples": len(samples)})  # packed: many under one key
+    write_commit(storage, context.plan_sha256, record)
+    return Done(record, True)
+
+
+def parameters(
+    context: _Context, samples: range
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """The choice of normals, int64 [n], and theta, float32 [n, L], of consecutive samples."""
+    from builder.prior import draw
+
+    return draw(context.plan.recipe, samples.start, samples.stop, context.plan.normals.count)
+
+
+def _painted(
+    context: _Context, normal_index: npt.NDArray[np.int64], theta: npt.NDArray[np.float32]
+) -> npt.NDArray[np.uint8]:
+    from builder.render import render
+
+    return render(context.table.pixels, normal_index, theta)
+
+
+def _images(context: _Context, samples: range) -> Iterator[Sample]:
+    """One sample an image: the painted picture, its vector, and what it was painted on."""
+    codec = context.plan.recipe.codec
+    for low in range(samples.start, samples.stop, BATCH):
+        part = range(low, min(samples.stop, low + BATCH))
+        normal_index, theta = parameters(context, part)
+        images = _painted(context, normal_index, theta)
+        for i, index in enumerate(part):
+            normal = int(normal_index[i])
+            fields: dict[str, object] = {
+                "index": index,
+                "normal": f"{normal:09d}",
+                "category": context.table.categories[normal],
+            }
+            members = [
+                (SUFFIX[codec], encode_pixels(images[i], codec)),
+                ("theta.npy", npy_bytes(theta[i])),
+                ("json", json_bytes(fields)),
+            ]
+            yield Sample(f"{index:09d}", members)
+
+
+def _packed(context: _Context, samples: range) -> Iterable[Sample]:
+    """One sample a shard: all its vectors, and the normals they belong to."""
+    normal_index, theta = parameters(context, samples)
+    members = [
+        ("theta.npy", npy_bytes(theta)),
+        ("normal.npy", npy_bytes(normal_index.astype(np.int32))),
+    ]
+    return [Sample(f"{samples.start:09d}", members)]
