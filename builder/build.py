@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from builder.index import Contents, SourceReport
 from builder.plan import estimate, make_plan, refuse_small_disk
@@ -32,20 +33,21 @@ class Summary:
 def build(
     recipe: Recipe,
     source: Source,
-    url: str,
+    out: str | Path,
     *,
     jobs: int,
     contents: Contents = "images",
     allow_incomplete: bool = False,
     engine: Engine | None = None,
 ) -> Summary:
-    """Build the dataset at `url`, or what is missing of it; the bytes do not depend on `jobs`.
+    """Build the dataset at `out` (a folder or URL), or what is missing of it; the bytes do not depend on `jobs`.
 
     Raises BuilderError for faults in the source unless `allow_incomplete`, for a place that
     belongs to another recipe or other photographs, for a worker killed twice, and for what cannot
     be written.
     """
     start = time.perf_counter()
+    url = str(out)
     storage = open_storage(url)
     plan = make_plan(
         storage, recipe, source, contents=contents, jobs=jobs, allow_incomplete=allow_incomplete

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,6 @@ class Golden(Model):
 
 def this_environment() -> Environment:
     """The versions and the processor of this machine."""
-    import llvmlite
     import numba
     import PIL
     from PIL import features
@@ -53,7 +53,7 @@ def this_environment() -> Environment:
         python=platform.python_version(),
         numpy=np.__version__,
         numba=numba.__version__,
-        llvmlite=llvmlite.__version__,
+        llvmlite=metadata.version("llvmlite"),
         pillow=PIL.__version__,
         libwebp=version("webp"),
         zlib=f"zlib-ng {version('zlib_ng')}" if features.check("zlib_ng") else version("zlib"),

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from builder.artifacts import TEMPORARY, readable_json
+from builder.artifacts import readable_json
 from builder.dataset import INDEX
 from builder.errors import BuilderError
 from builder.index import Commit, DatasetHead, ImageFormat, ShardRecord, ThetaFormat
@@ -22,7 +22,7 @@ from builder.plan import Plan, read_plan
 from builder.progress import duration
 from builder.recipe import SUFFIX
 from builder.shards import KIND, commit_name
-from builder.storage import Storage
+from builder.storage import Storage, is_temporary
 
 RATE_WINDOW_SECONDS = 600.0  # the rate is that of the last ten minutes of work
 MAX_FAULTS_SHOWN = 10
@@ -39,7 +39,6 @@ class Survey:
     rows: npt.NDArray[np.void]
     faults: list[str]
     bad: int
-    leftovers: list[str]
 
     @property
     def done(self) -> int:
@@ -62,21 +61,16 @@ def survey(storage: Storage) -> Survey:
     sizes = np.full(plan.shard_count, -1, np.int64)
     pattern = re.compile(rf"{KIND[plan.contents]}-(\d+)-of-0*{plan.shard_count}\.(?:tar|json)")
     faults: list[str] = []
-    leftovers: list[str] = []
     for entry in storage.entries("data"):
         index = _index_of(entry.name, pattern, plan)
         if index is not None:
             sizes[index] = entry.bytes
-        elif TEMPORARY in entry.name:
-            leftovers.append(entry.name)
     listed = np.zeros(plan.shard_count, bool)
     for entry in storage.entries("records"):
         index = _index_of(entry.name, pattern, plan)
         if index is not None:
             listed[index] = True
             rows["time"][index] = entry.modified
-        elif TEMPORARY in entry.name:
-            leftovers.append(entry.name)
     bad = 0
     plan_sha256 = plan.sha256
     numbers = np.flatnonzero(listed)
@@ -90,7 +84,7 @@ def survey(storage: Storage) -> Survey:
         else:
             rows["samples"][i], rows["bytes"][i] = record.samples, record.bytes
             rows["sha256"][i] = bytes.fromhex(record.sha256)
-    return Survey(plan, rows, faults, bad, leftovers)
+    return Survey(plan, rows, faults, bad)
 
 
 def _index_of(name: str, pattern: re.Pattern[str], plan: Plan) -> int | None:
@@ -226,9 +220,16 @@ def finish(storage: Storage) -> DatasetHead:
         while part := list(islice(lines, 10_000)):
             file.write("".join(part).encode())
         file.write(b" ]\n}\n")
-    for name in found.leftovers:
-        storage.delete(name)
+    _clear_leftovers(storage)
     return head
+
+
+def _clear_leftovers(storage: Storage) -> None:
+    """Remove what killed writers left half-written; one still at work finds its record."""
+    for folder in ("", "data", "normals", "records"):
+        for entry in list(storage.entries(folder)):
+            if is_temporary(entry.name):
+                storage.delete(entry.name)
 
 
 def _shard_lines(plan: Plan, rows: npt.NDArray[np.void]) -> Iterator[str]:

@@ -117,10 +117,16 @@ def index_of(
     }  # fmt: skip
     lines = "".join(f"{s['sha256']}  {s['name']}\n" for s in [*normal_shards, *shards])
     return {
-        "format": "semiformula-shards", "format_version": 1, "builder_version": "0.1.0",
+        "format": "semiformula-shards", "format_version": 2, "builder_version": "0.1.0",
+        "environment": {
+            "python": "3.11.7", "numpy": "2.3.5", "numba": "0.62.1", "llvmlite": "0.45.1",
+            "pillow": "12.0.0", "libwebp": "1.6.0", "zlib": "1.3.1", "libjpeg": "turbo 3.1.2",
+            "cpu": "by hand",
+        },
         "recipe": recipe,
         "recipe_sha256": sha256(json.dumps(recipe, sort_keys=True, separators=(",", ":")).encode()),
         "content_sha256": sha256(lines.encode()),
+        "contents": "images",
         "samples": samples,
         "image": {"size_px": size_px, "channels": channels, "codec": codec, "suffix": suffix,
                   "lossless": suffix != "jpg"},

@@ -15,13 +15,16 @@ import numpy as np
 import pytest
 import webdataset
 
-from builder.artifacts import parse_model, read_json
-from builder.build import _locked, build
+from builder.artifacts import parse_model
+from builder.build import build
+from builder.dataset import read_index
 from builder.errors import BuilderError
 from builder.images import decode_pixels
-from builder.recipe import Dataset, Recipe, load_recipe
+from builder.index import Dataset
+from builder.recipe import Recipe, load_recipe
 from builder.shards import npy_bytes
 from builder.sources import find_source
+from builder.storage import open_storage
 from tests import naive
 from tests.conftest import SMALL, write_photographs
 
@@ -32,6 +35,10 @@ def recipe(**changes: object) -> Recipe:
 
 def run(photographs: Path, out: Path, jobs: int = 1, **changes: object):
     return build(recipe(**changes), find_source(str(photographs), None, "CC0-1.0"), out, jobs=jobs)
+
+
+def index_of(folder: Path) -> Dataset:
+    return read_index(open_storage(str(folder)))
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -57,14 +64,13 @@ def test_dataset_folder_holds_what_the_spec_lists(dataset: Path):
     names = [f"train-{i:05d}-of-00004" for i in range(4)]
     assert list(hashes(dataset)) == sorted(
         ["dataset.json", "plan.json", "normals/normals-00000-of-00001.tar"]
-        + ["records/normals-00000-of-00001.json"]
         + [f"data/{name}.tar" for name in names]
         + [f"records/{name}.json" for name in names]
     )
 
 
 def test_index_states_the_shards_as_they_are(dataset: Path):
-    index = read_json(Dataset, dataset / "dataset.json")
+    index = index_of(dataset)
     shards = [*index.normals.shards, *index.shards]
     for shard in shards:
         data = (dataset / shard.name).read_bytes()
@@ -159,7 +165,7 @@ def test_build_with_another_codec(codec: str, suffix: str, photographs: Path, tm
     run(photographs, tmp_path / "out", codec=codec, samples=3)
     data = members(tmp_path / "out", "data/*.tar")
     assert decode_pixels(data[f"000000002.{suffix}"], 3).shape == (32, 32, 3)
-    assert read_json(Dataset, tmp_path / "out/dataset.json").image.lossless == (codec == "png")
+    assert index_of(tmp_path / "out").image.lossless == (codec == "png")
 
 
 def test_build_in_grey(photographs: Path, tmp_path: Path):
@@ -234,7 +240,7 @@ def test_folder_that_is_something_else_is_refused(photographs: Path, tmp_path: P
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(BuilderError, match="not empty and not a dataset folder"):
         run(photographs, tmp_path)
-    with pytest.raises(BuilderError, match="cannot be written"):
+    with pytest.raises(BuilderError, match="Not a directory"):
         run(photographs, tmp_path / "letter.txt")
 
 
@@ -261,18 +267,10 @@ def test_damaged_json_is_refused_or_built_again(
 
 
 def test_index_that_contradicts_itself_is_refused(dataset: Path, tmp_path: Path):
-    path = tmp_path / "dataset.json"
     text = (dataset / "dataset.json").read_text()
-    path.write_text(text.replace('"samples": 20,', '"samples": 500,'))
+    (tmp_path / "dataset.json").write_text(text.replace('"samples": 20,', '"samples": 500,'))
     with pytest.raises(BuilderError, match="but the rest of the file says"):
-        read_json(Dataset, path)
-
-
-def test_two_builds_in_one_folder_are_refused(dataset: Path, photographs: Path, tmp_path: Path):
-    out = Path(shutil.copytree(dataset, tmp_path / "out"))
-    with _locked(out), pytest.raises(BuilderError, match="another build is working here"):
-        run(photographs, out)
-    assert run(photographs, out).kept == 4
+        index_of(tmp_path)
 
 
 DIES_AT_A_RENAME = """
@@ -298,8 +296,8 @@ if __name__ == "__main__":
 """
 
 
-# The parent renames plan.json, the normals' tar, its record, the table of normals, dataset.json;
-# the worker a tar and a record a shard.
+# The parent renames the normals' tar, plan.json, the table of normals and its categories, and
+# dataset.json; the worker a tar and a record a shard.
 @pytest.mark.parametrize(
     ("who", "renames"),
     [*(("parent", n) for n in range(5)), ("worker", 0), ("worker", 3)],
@@ -328,7 +326,7 @@ def test_unreadable_photograph_stops_the_build_or_is_recorded(tmp_path: Path):
         run(folder, tmp_path / "out", samples=3)
     source = find_source(str(folder), None, None)
     build(recipe(samples=3), source, tmp_path / "out", jobs=1, allow_incomplete=True)
-    normals = read_json(Dataset, tmp_path / "out/dataset.json").normals
+    normals = index_of(tmp_path / "out").normals
     assert normals.count == 5
     assert normals.source.incomplete
     assert normals.source.faults == ["not an image: wood/003.png"]
@@ -384,7 +382,7 @@ def test_interrupted_build_ends_with_one_line_and_goes_on(photographs: Path, tmp
     assert "0 verified as they stood" not in again.stdout
 
 
-def test_killed_worker_ends_the_build_with_one_line(photographs: Path, tmp_path: Path):
+def test_killed_worker_is_replaced_once(photographs: Path, tmp_path: Path):
     out = tmp_path / "out"
     process = subprocess.Popen(command(photographs, out), stderr=subprocess.PIPE, text=True)
     while not list(out.glob("data/train-*.tar")) and process.poll() is None:
@@ -392,6 +390,8 @@ def test_killed_worker_ends_the_build_with_one_line(photographs: Path, tmp_path:
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[-1]), signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert errors.startswith("Error: a worker process was killed (out of memory, or of disk?)")
+    assert process.returncode == 0
+    assert errors.startswith("a worker process was killed; going on with 1 instead of 2")
     assert "Traceback" not in errors
+    assert not list(out.rglob(".*"))
+    assert index_of(out).samples == 120

@@ -67,7 +67,7 @@ def test_build_into_a_path_that_cannot_be_is_one_line(photographs: Path, tmp_pat
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
         result = call("build", "demo", "--normals", photographs, "--samples", 3, "--out", out)
         assert result.exit_code == 1
-        assert result.output.startswith(f"Error: --out {out}: cannot be written (")
+        assert result.output.startswith(f"Error: {out}: cannot be read (Not a directory)")
         assert result.output.count("\n") == 1
 
 

@@ -6,7 +6,8 @@ import pytest
 
 from builder.artifacts import parse_model
 from builder.errors import BuilderError
-from builder.recipe import RECIPES, Dataset, Recipe, ShardRecord, content_sha256, load_recipe
+from builder.index import Dataset, ShardRecord, content_sha256
+from builder.recipe import RECIPES, Recipe, load_recipe
 
 SPEC = Path(__file__).parent.parent / "builder" / "SHARDS.md"
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import builder
-from builder import recipe
+from builder import index
 from evaluator.backbones import LayersAndDims, WeightsDefaults, open_backbone, parse_spec
 from evaluator.errors import EvaluatorError
 from trainer.dataset import read_dataset
@@ -57,7 +57,7 @@ def change(folder: Path, **values: object) -> None:
 
 
 def test_dataset_of_the_builder_is_read_by_the_trainer(dataset):
-    written = recipe.Dataset.model_validate_json((dataset / "dataset.json").read_bytes())
+    written = index.Dataset.model_validate_json((dataset / "dataset.json").read_bytes())
     read = read_dataset(dataset)
     assert read.content_sha256 == written.content_sha256
     assert read.recipe_sha256 == written.recipe_sha256
@@ -69,7 +69,7 @@ def test_example_on_the_page_of_shards_is_read_by_the_trainer(tmp_path):
     (tmp_path / "dataset.json").write_text(example)
     read = read_dataset(tmp_path)
     assert [shard.samples for shard in read.shards] == [2, 1]
-    recipe.Dataset.model_validate_json(example)
+    index.Dataset.model_validate_json(example)
 
 
 def test_export_of_the_trainer_is_opened_by_the_evaluator(run, dataset):

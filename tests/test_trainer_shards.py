@@ -195,7 +195,7 @@ def test_member_of_another_name_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("format_version", 2, "format_version is 2, this version reads 1 only"),
+        ("format_version", 1, "format_version is 1, this version reads 2 only"),
         ("format", "other", "format is 'other', this version reads 'semiformula-shards' only"),
         ("samples", 11, "samples of all shards is 10, the rest of the file gives 11"),
         ("content_sha256", "0" * 64, "content_sha256 is 0000"),

@@ -15,7 +15,7 @@ from trainer.errors import TrainerError
 class ShardRecord(Model):
     """One tar: its path below the dataset folder, how many samples, how many bytes, its hash."""
 
-    name: str = Field(pattern=r"^(data/train|normals/normals)-\d{5,7}-of-\d{5,7}\.tar$")
+    name: str = Field(pattern=r"^(data/(train|theta)|normals/normals)-\d{5,7}-of-\d{5,7}\.tar$")
     samples: int = Field(ge=1)
     bytes: int = Field(ge=1)
     sha256: Sha256
@@ -60,11 +60,13 @@ class Dataset(Model):
     """`dataset.json`: the index, written last. The reader trusts nothing that it does not name."""
 
     format: Literal["semiformula-shards"]
-    format_version: Literal[1]
+    format_version: Literal[2]
     builder_version: str
+    environment: dict[str, str]
     recipe: Recipe
     recipe_sha256: Sha256
     content_sha256: Sha256
+    contents: Literal["images", "parameters"]
     samples: int = Field(ge=1)
     image: ImageFormat
     theta: ThetaFormat
@@ -85,6 +87,11 @@ def read_dataset(folder: Path) -> Dataset:
             f"{folder}: holds no dataset.json; finish it with `builder build ... --out {folder}`"
         )
     dataset = read_json(Dataset, path)
+    if dataset.contents != "images":
+        raise TrainerError(
+            f"{path}: holds parameters without images; paint them first with "
+            f"`builder render-from {folder} --out DIR`"
+        )
     theta, image = dataset.theta, dataset.image
     listing = "".join(f"{s.sha256}  {s.name}\n" for s in (*dataset.normals.shards, *dataset.shards))
     for what, found, expected in (
