@@ -182,9 +182,16 @@ def build_shard(url: str, index: int, deep: bool) -> Done:
         return Done(record, False)
     samples = plan.samples_of(index)
     make = _images if plan.contents == "images" else _packed
-    written = write_shard(storage, name, make(context, samples))
-    record = written.model_copy(update={"samples": len(samples)})  # packed: many under one key
-    write_commit(storage, context.plan_sha256, record)
+    try:
+        written = write_shard(storage, name, make(context, samples))
+        record = written.model_copy(update={"samples": len(samples)})  # packed: many under one key
+        write_commit(storage, context.plan_sha256, record)
+    except BuilderError:
+        # Another built it meanwhile, and `finish` may have cleared our half-written file.
+        record = committed(storage, context.plan_sha256, name, deep=False)
+        if record is None:
+            raise
+        return Done(record, False)
     return Done(record, True)
 
 
