@@ -78,7 +78,7 @@ def _measures(facts: Facts, subsample: Subsample, painted: Painted) -> list[Meas
             (size * parts[..., channels + 5]).sum(1),
         ),
         Measure(
-            "largest change",
+            "change",
             "Visibility: the largest change of a pixel from the normal image.",
             "grey levels",
             painted.largest_change.astype(np.float64),
