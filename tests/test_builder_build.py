@@ -22,7 +22,7 @@ from builder.errors import BuilderError
 from builder.images import decode_pixels
 from builder.index import Dataset
 from builder.recipe import Recipe, load_recipe
-from builder.shards import npy_bytes
+from builder.shards import _header, npy_bytes
 from builder.sources import find_source
 from builder.storage import open_storage
 from tests import naive
@@ -136,6 +136,13 @@ def test_plain_webdataset_reads_the_shards(dataset: Path):
     assert samples[7]["webp"].shape == (32, 32, 3)
     assert samples[7]["json"]["index"] == 7
     gc.collect()
+
+
+@pytest.mark.parametrize("size", [0, 1, 511, 12345, 8**11 - 1])
+def test_member_headers_are_tarfiles(size: int):
+    info = tarfile.TarInfo("000000123.theta.npy")
+    info.size = size
+    assert _header(b"000000123.theta.npy", size) == info.tobuf(tarfile.USTAR_FORMAT)
 
 
 @pytest.mark.parametrize("length", [1, 10, 271, 9001])
