@@ -30,16 +30,26 @@ from builder.workers import results_again
 
 BATCH = 16  # samples rendered at a time: bounds a worker's memory
 
-# Where schedulers put the number of a task of an array, and how many there are, if they say.
-_TASK_VARIABLES = (
-    ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN"),
-    ("JOB_COMPLETION_INDEX", "JOB_COMPLETIONS", ""),
-    ("AWS_BATCH_JOB_ARRAY_INDEX", "AWS_BATCH_JOB_ARRAY_SIZE", ""),
-    ("CLOUD_RUN_TASK_INDEX", "CLOUD_RUN_TASK_COUNT", ""),
-    ("BATCH_TASK_INDEX", "BATCH_TASK_COUNT", ""),
-    ("PBS_ARRAY_INDEX", "", ""),
-    ("SGE_TASK_ID", "SGE_TASK_LAST", "SGE_TASK_FIRST"),
-    ("LSB_JOBINDEX", "", ""),
+
+class _Variables(NamedTuple):
+    """Where a scheduler puts a task's number in an array, and what it says of the array."""
+
+    index: str
+    count: str = ""
+    first: str = ""
+    last: str = ""
+    step: str = ""
+
+
+_SCHEDULERS = (
+    _Variables(*(f"SLURM_ARRAY_TASK_{part}" for part in ("ID", "COUNT", "MIN", "MAX", "STEP"))),
+    _Variables("JOB_COMPLETION_INDEX", "JOB_COMPLETIONS"),  # Kubernetes
+    _Variables("AWS_BATCH_JOB_ARRAY_INDEX", "AWS_BATCH_JOB_ARRAY_SIZE"),
+    _Variables("CLOUD_RUN_TASK_INDEX", "CLOUD_RUN_TASK_COUNT"),
+    _Variables("BATCH_TASK_INDEX", "BATCH_TASK_COUNT"),  # Google Cloud Batch
+    _Variables("PBS_ARRAY_INDEX"),
+    _Variables("SGE_TASK_ID", "", "SGE_TASK_FIRST", "SGE_TASK_LAST", "SGE_TASK_STEPSIZE"),
+    _Variables("LSB_JOBINDEX"),
 )
 
 
@@ -111,19 +121,24 @@ def share_of(shard_count: int, task: str) -> Sequence[int]:
 
 def _task_of_scheduler() -> tuple[int, int]:
     """This task's number and how many there are, from the environment; 0 when it does not say."""
-    for number, count, first in _TASK_VARIABLES:
-        index = os.environ.get(number, "")
-        if not index.isdecimal():  # also "undefined", as SGE says outside of arrays
+    for names in _SCHEDULERS:
+        index = _variable(names.index)
+        if index is None:
             continue
-        offset = os.environ.get(first, "0") if first else "0"
-        total = os.environ.get(count, "0") if count else "0"
-        start = int(offset) if offset.isdecimal() else 0
-        if not total.isdecimal():
-            total = "0"
-        # SGE states the last number, the others how many.
-        tasks = int(total) - start + 1 if count == "SGE_TASK_LAST" else int(total)
-        return int(index) - start, max(0, tasks)
+        first, step = _variable(names.first) or 0, _variable(names.step) or 1
+        count, last = _variable(names.count), _variable(names.last)
+        if last is not None:
+            spanned = (last - first) // step + 1
+            # An array with gaps (3,7,9) does not tell a task its place.
+            count = spanned if count in (None, spanned) else 0
+        return (index - first) // step, (count or 0) if index >= first else 0
     return 0, 0
+
+
+def _variable(name: str) -> int | None:
+    """A variable's number; None where it holds none, as SGE's "undefined" outside of arrays."""
+    text = os.environ.get(name, "") if name else ""
+    return int(text) if text.isdecimal() else None
 
 
 def local_engine(jobs: int) -> Engine:
