@@ -24,12 +24,18 @@ INTERRUPTED = 130
 
 @contextlib.contextmanager
 def resumable(out: str | Path) -> Iterator[None]:
-    """Ctrl-C is no accident: one line and its own exit code."""
+    """Ctrl-C and SIGTERM are no accidents: one line and an exit code of their own."""
+    from builder.signals import TERMINATED, Terminated, heeding_sigterm
+
     try:
-        yield
+        with heeding_sigterm():
+            yield
     except KeyboardInterrupt:
         click.echo(f"Interrupted; the same command goes on in {out}.", err=True)
         raise SystemExit(INTERRUPTED) from None
+    except Terminated:
+        click.echo(f"Terminated; the same command goes on in {out}.", err=True)
+        raise SystemExit(TERMINATED) from None
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -13,6 +13,7 @@ from multiprocessing import get_context, parent_process
 from typing import TypeVar
 
 from builder.errors import BuilderError
+from builder.signals import end_worker_on_sigterm
 
 T = TypeVar("T")
 
@@ -52,7 +53,7 @@ def results(pool: ProcessPoolExecutor, tasks: Iterable[Callable[[], T]]) -> Iter
                 yield waiting.pop(future), future.result()
             for number, task in islice(numbered, len(done)):
                 waiting[pool.submit(task)] = number
-    except BrokenProcessPool:
+    except (BrokenProcessPool, SystemExit):  # the latter from a worker that heeded SIGTERM
         raise WorkerKilled(
             "a worker process was killed (out of memory, or of disk?); what is finished is kept: "
             "run the same command again, with fewer --jobs if memory was short"
@@ -87,6 +88,7 @@ def _start_worker() -> None:
     os.environ["NUMBA_NUM_THREADS"] = "1"
     # Ctrl-C is the parent's to answer: work begun is finished and committed.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_worker_on_sigterm()
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

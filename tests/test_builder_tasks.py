@@ -1,0 +1,221 @@
+"""Which shards a task looks after, and what happens when its processes are ended or killed."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from builder.build import build
+from builder.errors import BuilderError
+from builder.plan import make_plan
+from builder.sources import find_source
+from builder.status import finish
+from builder.storage import open_storage
+from builder.work import local_engine, share_of, work
+from tests.test_builder_build import hashes, recipe
+
+MANY = {"samples": 600, "samples_per_shard": 2}
+
+SCHEDULERS = {
+    "slurm": {"SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_COUNT": "4"},
+    "slurm from 1": {
+        "SLURM_ARRAY_TASK_ID": "3",
+        "SLURM_ARRAY_TASK_COUNT": "4",
+        "SLURM_ARRAY_TASK_MIN": "1",
+        "SLURM_ARRAY_TASK_MAX": "4",
+    },
+    "slurm in steps": {
+        "SLURM_ARRAY_TASK_ID": "11",
+        "SLURM_ARRAY_TASK_COUNT": "4",
+        "SLURM_ARRAY_TASK_MIN": "5",
+        "SLURM_ARRAY_TASK_MAX": "14",
+        "SLURM_ARRAY_TASK_STEP": "3",
+    },
+    "kubernetes": {"JOB_COMPLETION_INDEX": "2", "JOB_COMPLETIONS": "4"},
+    "aws batch": {"AWS_BATCH_JOB_ARRAY_INDEX": "2", "AWS_BATCH_JOB_ARRAY_SIZE": "4"},
+    "cloud run": {"CLOUD_RUN_TASK_INDEX": "2", "CLOUD_RUN_TASK_COUNT": "4"},
+    "google batch": {"BATCH_TASK_INDEX": "2", "BATCH_TASK_COUNT": "4"},
+    "grid engine": {
+        "SGE_TASK_ID": "12",
+        "SGE_TASK_FIRST": "10",
+        "SGE_TASK_LAST": "13",
+        "SGE_TASK_STEPSIZE": "1",
+    },
+    "grid engine in steps": {
+        "SGE_TASK_ID": "5",
+        "SGE_TASK_FIRST": "1",
+        "SGE_TASK_LAST": "8",
+        "SGE_TASK_STEPSIZE": "2",
+    },
+}
+
+# They name a task but not how many there are, or none at all: walk what is missing.
+WITHOUT_TOTAL = {
+    "nothing": {},
+    "pbs": {"PBS_ARRAY_INDEX": "2"},
+    "lsf": {"LSB_JOBINDEX": "2"},
+    "kubernetes alone": {"JOB_COMPLETION_INDEX": "2"},
+    "empty total": {"JOB_COMPLETION_INDEX": "2", "JOB_COMPLETIONS": ""},
+    "total that is no number": {"JOB_COMPLETION_INDEX": "2", "JOB_COMPLETIONS": "many"},
+    "grid engine outside of arrays": {"SGE_TASK_ID": "undefined", "SGE_TASK_LAST": "undefined"},
+    # sbatch --array=3,7,9: a task's place among them is not known to it.
+    "slurm with gaps": {
+        "SLURM_ARRAY_TASK_ID": "7",
+        "SLURM_ARRAY_TASK_COUNT": "3",
+        "SLURM_ARRAY_TASK_MIN": "3",
+        "SLURM_ARRAY_TASK_MAX": "9",
+    },
+}
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """An environment in which no scheduler speaks."""
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "SGE_", "JOB_COMPLETION")):
+            monkeypatch.delenv(name)
+    return monkeypatch
+
+
+@given(shards=st.integers(1, 300), tasks=st.integers(1, 400))
+def test_tasks_share_the_shards_without_rest_or_overlap(shards: int, tasks: int):
+    shares = [share_of(shards, f"{i}/{tasks}") for i in range(tasks)]
+    assert sorted(index for share in shares for index in share) == list(range(shards))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.parametrize("variables", SCHEDULERS.values(), ids=SCHEDULERS)
+def test_task_auto_is_what_the_scheduler_says(variables: dict[str, str], environment):
+    for name, value in variables.items():
+        environment.setenv(name, value)
+    assert list(share_of(11, "auto")) == [2, 6, 10]
+
+
+@pytest.mark.parametrize("variables", WITHOUT_TOTAL.values(), ids=WITHOUT_TOTAL)
+def test_task_auto_without_a_total_walks_all_in_an_order_of_its_own(variables, environment):
+    for name, value in variables.items():
+        environment.setenv(name, value)
+    first, second = share_of(1000, "auto"), share_of(1000, "auto")
+    assert sorted(first) == sorted(second) == list(range(1000))
+    assert list(first) != list(second)
+
+
+def test_task_auto_beyond_its_total_is_refused(environment):
+    environment.setenv("JOB_COMPLETION_INDEX", "4")
+    environment.setenv("JOB_COMPLETIONS", "4")
+    with pytest.raises(BuilderError, match="tasks are numbered from 0 to 3"):
+        share_of(11, "auto")
+
+
+@pytest.mark.parametrize("task", ["", "1", "4/4", "-1/4", "1/0", "1/4/2", "one/4", "1 / 4"])
+def test_task_that_is_none_is_refused(task: str):
+    with pytest.raises(BuilderError, match="--task"):
+        share_of(10, task)
+
+
+@pytest.fixture(scope="module")
+def calm(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The hashes of an undisturbed build of 300 tiny shards."""
+    out = tmp_path_factory.mktemp("calm") / "out"
+    source = find_source(str(photographs), None, "CC0-1.0")
+    build(recipe(**MANY), source, out, jobs=1)
+    return hashes(out)
+
+
+@pytest.fixture
+def planned(photographs: Path, tmp_path: Path) -> Path:
+    source = find_source(str(photographs), None, "CC0-1.0")
+    make_plan(open_storage(str(tmp_path / "out")), recipe(**MANY), source, jobs=1)
+    return tmp_path / "out"
+
+
+def worker(out: Path, *options: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "builder", "work", str(out), *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(out.parent)},
+    )
+
+
+def rest(out: Path) -> dict[str, str]:
+    """Build what is missing, finish, and say what then stands."""
+    work(str(out), "0/1", local_engine(1))
+    finish(open_storage(str(out)))
+    return hashes(out)
+
+
+def children(process: subprocess.Popen[str]) -> list[int]:
+    """The worker processes; the first child is Python's resource tracker."""
+    text = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    return [int(word) for word in text.split()][1:]
+
+
+def wait_for_shards(out: Path, process: subprocess.Popen[str], count: int = 1) -> None:
+    while len(list(out.glob("records/*.json"))) < count:
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        time.sleep(0.005)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("whole_group", [False, True], ids=["parent", "all"])
+def test_terminated_work_ends_at_once_with_one_line(whole_group: bool, planned: Path, calm):
+    """Kubernetes signals the first process of a container, Slurm all processes of a task."""
+    process = worker(planned, "--jobs", "2")
+    wait_for_shards(planned, process)
+    workers = children(process)
+    start = time.monotonic()
+    for pid in [*(workers if whole_group else []), process.pid]:
+        os.kill(pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=30)
+    seconds = time.monotonic() - start
+    assert process.returncode == 143
+    assert errors == f"Terminated; the same command goes on in {planned}.\n"
+    assert seconds < 5
+    assert not any(alive(pid) for pid in workers)
+    assert not list(planned.glob("*/.*"))
+    assert not list(planned.parent.glob("semiformula-*/*.npy"))
+    assert rest(planned) == calm
+
+
+def test_killed_worker_is_replaced_by_half_as_many_once(planned: Path, calm):
+    process = worker(planned, "--jobs", "2")
+    wait_for_shards(planned, process)
+    os.kill(children(process)[-1], signal.SIGKILL)
+    output, errors = process.communicate(timeout=60)
+    assert errors == "a worker process was killed; going on with 1 instead of 2\n"
+    assert process.returncode == 0
+    assert output.startswith("shards: ")
+    finish(open_storage(str(planned)))
+    assert hashes(planned) == calm
+
+
+def test_worker_killed_twice_ends_the_work_with_one_line(planned: Path, calm):
+    process = worker(planned, "--jobs", "2")
+    wait_for_shards(planned, process)
+    first = children(process)
+    os.kill(first[-1], signal.SIGKILL)
+    while not (second := set(children(process)) - set(first)):
+        time.sleep(0.005)
+    shutil.copytree(planned, planned.parent / "then")  # some time for the replacement to start
+    os.kill(second.pop(), signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    said, error = errors.splitlines()
+    assert said == "a worker process was killed; going on with 1 instead of 2"
+    assert error.startswith("Error: a worker process was killed (out of memory, or of disk?)")
+    assert rest(planned) == calm
