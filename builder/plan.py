@@ -48,7 +48,8 @@ class Plan(Model):
     """`plan.json`: what a folder will hold; work for any other plan is refused.
 
     `photographs_sha256` is that of the lines `sha256 category name`, one a photograph, in order.
-    `parameters_from` names the dataset whose stored parameters are rendered; null draws them.
+    `parameters_from` names the dataset whose stored parameters are rendered, `parameters_sha256`
+    is its content_sha256; null draws them.
     """
 
     format: Literal["semiformula-plan"]
@@ -58,6 +59,7 @@ class Plan(Model):
     recipe_sha256: Sha256
     contents: Contents
     parameters_from: str | None = None
+    parameters_sha256: Sha256 | None = None
     shard_count: int = Field(ge=1)
     photographs_sha256: Sha256
     normals: Normals
@@ -148,6 +150,7 @@ def adopt_normals(
     photographs_sha256: str,
     goldens: list[Golden] | None = None,
     parameters_from: str | None = None,
+    parameters_sha256: str | None = None,
 ) -> Plan:
     """Write the plan for normals whose shards are stored; the goldens are made from these."""
     plan = Plan(
@@ -158,6 +161,7 @@ def adopt_normals(
         recipe_sha256=recipe.sha256,
         contents=contents,
         parameters_from=parameters_from,
+        parameters_sha256=parameters_sha256,
         shard_count=recipe.shard_count,
         photographs_sha256=photographs_sha256,
         normals=normals,
@@ -207,6 +211,7 @@ def _refuse_changed(
             __version__,
         ),
         (f"licence {old_licence!r}", old_licence, licence),
+        (f"the parameters of {standing.parameters_from}", standing.parameters_from, None),
         (
             "other photographs, or under other names",
             standing.photographs_sha256,

@@ -159,7 +159,7 @@ def local_engine(jobs: int) -> Engine:
 
 
 @dataclass(frozen=True)
-class _Context:
+class Context:
     """What a worker process keeps between shards."""
 
     storage: Storage
@@ -172,19 +172,25 @@ _held = ExitStack()  # the table's lock, for as long as the process lives
 
 
 @lru_cache(maxsize=1)
-def _context(url: str) -> _Context:
+def _context(url: str) -> Context:
     """Read the plan, map the normals, and prove on the goldens that this machine may write."""
     storage = open_storage(url)
     plan = read_plan(storage)
     table = _held.enter_context(normals_table(storage, plan.normals, plan.recipe))
-    context = _Context(storage, plan, plan.sha256, table)
+    context = Context(storage, plan, plan.sha256, table)
+    prove(context)
+    return context
+
+
+def prove(context: Context) -> None:
+    """Raise BuilderError, naming the library, unless this machine makes the plan's goldens."""
+    plan = context.plan
     indices = [golden.index for golden in plan.goldens]
     drawn = [parameters(context, range(i, i + 1)) for i in indices]
     theta = np.concatenate([one for _, one in drawn])
     images = _painted(context, np.concatenate([normal for normal, _ in drawn]), theta)
     found = make_goldens(plan.recipe, indices, theta, images)
     check_goldens(plan.recipe, plan.goldens, found, plan.environment)
-    return context
 
 
 def build_shard(url: str, index: int, deep: bool) -> Done:
@@ -196,9 +202,8 @@ def build_shard(url: str, index: int, deep: bool) -> Done:
     if record is not None:
         return Done(record, False)
     samples = plan.samples_of(index)
-    make = _images if plan.contents == "images" else _packed
     try:
-        written = write_shard(storage, name, make(context, samples))
+        written = write_shard(storage, name, make_samples(context, samples))
         record = written.model_copy(update={"samples": len(samples)})  # packed: many under one key
         write_commit(storage, context.plan_sha256, record)
     except BuilderError:
@@ -210,24 +215,37 @@ def build_shard(url: str, index: int, deep: bool) -> Done:
     return Done(record, True)
 
 
-def parameters(
-    context: _Context, samples: range
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """The choice of normals, int64 [n], and theta, float32 [n, L], of consecutive samples."""
-    from builder.prior import draw
+def make_samples(context: Context, samples: range) -> Iterable[Sample]:
+    """What a data shard of these consecutive samples holds."""
+    make = _images if context.plan.contents == "images" else _packed
+    return make(context, samples)
 
-    return draw(context.plan.recipe, samples.start, samples.stop, context.plan.normals.count)
+
+def parameters(
+    context: Context, samples: range
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """The choice of normals, int64 [n], and theta, float32 [n, L], of consecutive samples.
+
+    Drawn, or read from the dataset that the plan names; then they lie in one of its shards.
+    """
+    from builder.prior import draw
+    from builder.stored import stored_parameters
+
+    plan = context.plan
+    if plan.parameters_from is not None:
+        return stored_parameters(plan.parameters_from, plan.parameters_sha256 or "", samples)
+    return draw(plan.recipe, samples.start, samples.stop, plan.normals.count)
 
 
 def _painted(
-    context: _Context, normal_index: npt.NDArray[np.int64], theta: npt.NDArray[np.float32]
+    context: Context, normal_index: npt.NDArray[np.int64], theta: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.uint8]:
     from builder.render import render
 
     return render(context.table.pixels, normal_index, theta)
 
 
-def _images(context: _Context, samples: range) -> Iterator[Sample]:
+def _images(context: Context, samples: range) -> Iterator[Sample]:
     """One sample an image: the painted picture, its vector, and what it was painted on."""
     codec = context.plan.recipe.codec
     for low in range(samples.start, samples.stop, BATCH):
@@ -249,7 +267,7 @@ def _images(context: _Context, samples: range) -> Iterator[Sample]:
             yield Sample(f"{index:09d}", members)
 
 
-def _packed(context: _Context, samples: range) -> Iterable[Sample]:
+def _packed(context: Context, samples: range) -> Iterable[Sample]:
     """One sample a shard: all its vectors, and the normals they belong to."""
     normal_index, theta = parameters(context, samples)
     members = [
