@@ -14,6 +14,7 @@ from builder.images import decode_pixels
 from builder.recipe import Recipe, load_recipe
 from builder.shards import read_samples
 from builder.sources import find_source
+from builder.storage import open_storage
 from tests.benchmarks.timing import seconds, table
 from trainer import render
 from trainer.dataset import read_dataset
@@ -44,7 +45,7 @@ def loading(root: Path) -> None:
     images = [
         members["webp"]
         for shard in dataset.shards
-        for _, members in read_samples(root / "data" / shard.name, map("{:09d}".format, order))
+        for _, members in read_samples(open_storage(str(root / "data")), shard.name, map("{:09d}".format, order))
     ]
 
     def plain_webdataset() -> None:
