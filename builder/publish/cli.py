@@ -47,8 +47,8 @@ def publish_files(
     """Write what the finished dataset at URL needs to be published.
 
     A dataset card, Croissant metadata, a datasheet, checksums, a citation, all parameters as
-    Parquet, statistics and a gallery, beside the shards. The same dataset and options give the
-    same bytes.
+    Parquet, statistics and a gallery, beside the shards. They replace those of an earlier run; the
+    same dataset and options give the same bytes.
     """
     from builder.publish import PUBLISHED
     from builder.publish.facts import Options, gigabytes

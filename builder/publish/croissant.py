@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
+from urllib.parse import quote
 
 from builder.index import ShardRecord
 from builder.publish import PARAMETERS
 from builder.publish.facts import METHOD, Facts
 from builder.publish.licence import UNKNOWN
 
-MAX_LISTED_SHARDS = 5000  # beyond, the file would outgrow its readers: a glob stands for them
+MAX_LISTED_SHARDS = 2000  # beyond, readers take long over the file: a glob stands for them
 MEDIA_TYPE = {"webp": "image/webp", "png": "image/png", "jpg": "image/jpeg"}
 
 _TERMS = (
@@ -70,9 +72,10 @@ def croissant(facts: Facts) -> bytes:
 
 def _provenance(facts: Facts) -> dict[str, Any]:
     dataset, source = facts.dataset, facts.dataset.normals.source
+    web = re.fullmatch(r"https?://[^\s<>\"{}|\\^`]+", source.homepage)
     origin: dict[str, Any] = {
         "@type": "prov:Entity",
-        "@id": source.homepage or f"urn:semiformula:source:{source.name.replace(' ', '-')}",
+        "@id": source.homepage if web else f"urn:semiformula:source:{quote(source.name)}",
         "name": source.name,
         "description": source.citation or f"Normal photographs of {source.name}.",
         "license": sorted(facts.licences),

@@ -113,12 +113,12 @@ def quoted(value: str) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\u2028", " ").replace("\u2029", " ")
 
 
+_HARMLESS = str.maketrans({c: f"&#{ord(c)};" for c in "&<>|[]`*\\"})
+
+
 def prose(value: str) -> str:
-    """A free text (a citation, a name) made harmless in Markdown: one line, no HTML, no tables."""
-    line = " ".join(value.split())
-    for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "&#124;")):
-        line = line.replace(character, entity)
-    return line
+    """A free text (a citation, a name) made harmless in Markdown: one line, no markup."""
+    return " ".join(value.split()).translate(_HARMLESS)
 
 
 def p_value(value: float | None) -> str:

@@ -53,15 +53,12 @@ def publish_files(storage: Storage, options: Options, *, i_know: bool = False) -
         )
     dataset = read_index(storage)
     _refuse_other_shards(storage, dataset)
-    licences: Counter[str] = Counter()
-    by_source: dict[str, str] = {}
-    categories: list[str] = []
-    for normal in normals_of(storage, dataset):
-        licences[normal["licence"]] += 1
-        categories.append(normal["category"])
-        name = f"{dataset.normals.source.name}/{normal['category']}"
-        by_source.setdefault(f"normals of {name} ({normal['licence']})", normal["licence"])
-    licence = roll_up(by_source, i_know=i_know)
+    told = _normals(storage, dataset)
+    licences = Counter(licence for _, licence in told)
+    categories = [category for category, _ in told]
+    name = dataset.normals.source.name
+    sources = {f"normals {name}/{c} ({licence})": licence for c, licence in sorted(set(told))}
+    licence = roll_up(sources, i_know=i_know)
 
     writer = _Writer(storage)
     subsample = choose(dataset)
@@ -86,6 +83,20 @@ def publish_files(storage: Storage, options: Options, *, i_know: bool = False) -
     writer.write(CROISSANT, croissant(facts))
     _write_sums(writer, dataset)
     return facts
+
+
+def _normals(storage: Storage, dataset: Dataset) -> list[tuple[str, str]]:
+    """Category and licence of each normal image, in order."""
+    try:
+        told = [(str(one["category"]), str(one["licence"])) for one in normals_of(storage, dataset)]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BuilderError(f"{storage.where('normals')}: not our normals ({error!r})") from None
+    if len(told) != dataset.normals.count:
+        raise BuilderError(
+            f"{storage.where('normals')}: expected {dataset.normals.count} normal images, found "
+            f"{len(told)}; see builder verify {storage.url}"
+        )
+    return told
 
 
 class _Writer:

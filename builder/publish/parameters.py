@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import accumulate
 from pathlib import PurePosixPath
 from typing import IO, Any, NamedTuple
 
@@ -18,6 +21,8 @@ from builder.shards import BLOCK, npy_bytes
 from builder.storage import Storage
 
 ROW_GROUP = 8192  # samples; 9 MB of theta at 271 parameters
+READERS = 4
+MAX_AHEAD_BYTES = 256 * 2**20  # of vectors read before they are written
 
 
 class ShardParameters(NamedTuple):
@@ -34,21 +39,51 @@ def stored_parameters(storage: Storage, dataset: Dataset) -> Iterator[ShardParam
 
     Raises BuilderError when a shard is not what the index says.
     """
-    start = 0
-    for number, shard in enumerate(dataset.shards):
-        if dataset.contents == "parameters":
-            normal, theta = read_parameters(storage, dataset, number)
+    starts = accumulate((shard.samples for shard in dataset.shards[:-1]), initial=0)
+    work = list(enumerate(starts))
+    largest = 4 * dataset.theta.length * max(shard.samples for shard in dataset.shards)
+    ahead = min(READERS, MAX_AHEAD_BYTES // largest)
+    if ahead < 2:
+        for number, start in work:
+            yield from _shard_parameters(storage, dataset, number, start)
+        return
+    # A disk or a store answers several readers faster than one: its latency is what we wait for.
+    with ThreadPoolExecutor(ahead) as pool:
+        waiting: deque[Future[list[ShardParameters]]] = deque()
+        try:
+            for number, start in work:
+                waiting.append(pool.submit(_whole_shard, storage, dataset, number, start))
+                if len(waiting) > ahead:
+                    yield from waiting.popleft().result()
+            while waiting:
+                yield from waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _whole_shard(
+    storage: Storage, dataset: Dataset, number: int, start: int
+) -> list[ShardParameters]:
+    return list(_shard_parameters(storage, dataset, number, start))
+
+
+def _shard_parameters(
+    storage: Storage, dataset: Dataset, number: int, start: int
+) -> Iterator[ShardParameters]:
+    shard = dataset.shards[number]
+    if dataset.contents == "parameters":
+        normal, theta = read_parameters(storage, dataset, number)
+        check_theta(theta, dataset.theta.channels)
+        yield ShardParameters(shard.name, start, normal, theta)
+        return
+    where = storage.where(shard.name)
+    with storage.open(shard.name) as file:
+        for first in range(start, start + shard.samples, ROW_GROUP):
+            count = min(ROW_GROUP, start + shard.samples - first)
+            normal, theta = _walk(file, first, count, dataset, where)
             check_theta(theta, dataset.theta.channels)
-            yield ShardParameters(shard.name, start, normal, theta)
-        else:
-            where = storage.where(shard.name)
-            with storage.open(shard.name) as file:
-                for first in range(0, shard.samples, ROW_GROUP):
-                    count = min(ROW_GROUP, shard.samples - first)
-                    normal, theta = _walk(file, start + first, count, dataset, where)
-                    check_theta(theta, dataset.theta.channels)
-                    yield ShardParameters(shard.name, start + first, normal, theta)
-        start += shard.samples
+            yield ShardParameters(shard.name, first, normal, theta)
 
 
 def _walk(
