@@ -3,17 +3,38 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from builder.index import DatasetHead, ShardRecord
 
 MAX_FAULTS_PER_SHARD = 10
 
+Kind = Literal[
+    "index",  # dataset.json against the spec
+    "plan",  # plan.json against dataset.json
+    "record",  # a commit record against plan.json or dataset.json
+    "surplus",  # a file that nothing names
+    "missing",
+    "unreadable",
+    "length",
+    "sha256",
+    "swapped",  # the bytes are those of another shard
+    "tar",
+    "npy",
+    "json",
+    "image",
+    "theta",  # out of its ranges
+    "normal",  # names a normal image that is not there
+    "draw",  # not what the recipe draws
+    "rerender",  # not the image of its theta and normal
+    "rebuild",  # not the bytes that the builder makes
+]
+
 
 class ShardFault(NamedTuple):
     """What is wrong, with the sample's key where it is one sample's."""
 
-    kind: str
+    kind: Kind
     key: str
     message: str
 
@@ -37,7 +58,7 @@ class ShardCheck:
     rerendered: int = 0
     categories: list[str | None] = field(default_factory=list)
 
-    def add(self, kind: str, key: str, message: str) -> None:
+    def add(self, kind: Kind, key: str, message: str) -> None:
         """Keep a fault; beyond the first few, their number alone."""
         if len(self.faults) < MAX_FAULTS_PER_SHARD:
             self.faults.append(ShardFault(kind, key, message))

@@ -1,4 +1,4 @@
-"""Command line of the builder: demo-data; plan, work, status, finish; build; show."""
+"""Command line of the builder: demo-data; plan, work, status, finish; build; verify; show; ..."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from builder import __version__
+from builder.verify_cli import render_from, verify
 
 if TYPE_CHECKING:  # imported by the commands that need them: --help answers at once
     from builder.index import Contents, SourceReport
@@ -295,6 +296,9 @@ def show(dataset: str, out: Path | None, samples: int, seed: int) -> None:
     keys = contact_sheet(dataset, path, samples=samples, seed=seed)
     click.echo(f"{len(keys)} samples: {path}")
 
+
+main.add_command(verify)
+main.add_command(render_from)
 
 if __name__ == "__main__":
     main()

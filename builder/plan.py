@@ -125,7 +125,7 @@ def make_plan(
     BuilderError for faults in the source unless `allow_incomplete`, and for a place that holds
     another dataset or something else.
     """
-    standing = _standing_plan(storage, recipe, contents)
+    standing = standing_plan(storage, recipe, contents)
     with TemporaryFile() as spool, worker_pool(jobs) as pool:
         prepared, report = _prepare(pool, recipe, source, allow_incomplete, spool)
         lines = [
@@ -175,7 +175,7 @@ def adopt_normals(
     return plan
 
 
-def _standing_plan(storage: Storage, recipe: Recipe, contents: Contents) -> Plan | None:
+def standing_plan(storage: Storage, recipe: Recipe, contents: Contents) -> Plan | None:
     """The plan that stands; stop before any work when the place belongs to something else."""
     if storage.exists(PLAN):
         found = read_plan(storage)
