@@ -24,7 +24,7 @@ from builder.publish.facts import Options
 from builder.publish.files import publish_files
 from builder.publish.parameters import stored_parameters
 from builder.storage import Folder
-from tests.publishing import published_copy
+from tests.publishing import OPTIONS, RECIPE, built, published_copy
 
 
 @pytest.fixture(scope="module")
@@ -45,17 +45,7 @@ def test_every_promised_file_is_written_and_no_other(dataset, published):
 def test_publishing_twice_writes_the_same_bytes(dataset, published, tmp_path):
     again = published_copy(dataset, tmp_path / "again")
     publish_files(Folder(again), Options(title="Other"))
-    publish_files(
-        Folder(again),
-        Options(
-            "Small defects",
-            ("A. Publisher", "B. Publisher"),
-            "someone/small",
-            "",
-            "1.0.0",
-            "2026-05-31",
-        ),
-    )
+    publish_files(Folder(again), OPTIONS)
     for name in PUBLISHED:
         assert (again / name).read_bytes() == (published / name).read_bytes(), name
 
@@ -208,3 +198,37 @@ def test_normals_shard_is_listed_with_the_hash_of_its_bytes(published):
     name = "normals/normals-00000-of-00001.tar"
     digest = hashlib.file_digest(io.BytesIO((published / name).read_bytes()), "sha256").hexdigest()
     assert f"{digest}  {name}\n" in (published / "SHA256SUMS").read_text()
+
+
+def test_smallest_dataset_of_unknown_licence_is_published_by_who_knows(photographs, tmp_path):
+    """One grey JPEG with constant parameters: no test, no order, an unknown licence."""
+    recipe = (
+        RECIPE.replace("samples = 20", "samples = 1")
+        .replace(
+            "[prior]",
+            """
+channels = 1
+components = 1
+codec = "jpeg"
+[prior]
+color = { low = 1, high = 1 }
+mean = { low = 0, high = 0 }
+max_abs_rho = 0
+scale = { low = 1, high = 1 }
+""",
+        )
+        .replace('"softplus_normal"', '"log_uniform", low = 0.1, high = 0.1')
+    )
+    out = built(photographs, tmp_path / "one", recipe=recipe)
+    refused = run(str(out))
+    assert refused.exit_code == 1
+    assert "(unknown): licence 'unknown' is not one whose terms are known" in refused.output
+    assert not (out / "README.md").exists()
+    assert run(str(out), "--i-know").exit_code == 0
+    card = (out / "README.md").read_text("utf-8")
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert front["license"] == "unknown"
+    assert "**The licence of the normal photographs is not known.**" in card
+    assert "The images are lossy" in card
+    assert "| `s` | constant 1 | 1 | – | – |" in card
+    assert "license" not in json.loads((out / "croissant.json").read_text("utf-8"))

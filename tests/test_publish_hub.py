@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +14,7 @@ from builder.dataset import read_index, read_parameters
 from builder.images import decode_pixels
 from builder.shards import read_samples
 from builder.storage import Folder
-from tests.publishing import published_copy
+from tests.publishing import built, published_copy
 
 # The library leaves open files and deprecated calls of its own behind; ours are not in reach.
 pytestmark = [
@@ -106,15 +104,8 @@ def test_hub_library_loads_a_dataset_without_images(parameters, load):
 @pytest.fixture(scope="module")
 def parameters(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("parameters")
-    recipe = folder / "small.toml"
-    shipped = Path(sys.modules["builder"].__file__).parent / "recipes" / "fine.toml"
-    text = re.sub(r"samples = .*", "samples = 20", shipped.read_text("utf-8"), count=1)
-    text = re.sub(r"samples_per_shard = .*", "samples_per_shard = 6", text)
-    recipe.write_text(re.sub(r"size_px = .*", "size_px = 32", text), "utf-8")
-    command = [sys.executable, "-m", "builder", "build", str(recipe), "--images", "none"]
-    command += ["--normals", str(photographs), "--licence", "CC0-1.0", "--jobs", "1"]
-    subprocess.run([*command, "--out", str(folder / "bare")], check=True, capture_output=True)
-    return published_copy(folder / "bare", folder / "published")
+    bare = built(photographs, folder / "bare", "--images", "none", "--licence", "CC0-1.0")
+    return published_copy(bare, folder / "published")
 
 
 def test_webdataset_reads_the_card_s_brace_expansion(published):

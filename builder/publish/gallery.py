@@ -69,7 +69,7 @@ def _measures(facts: Facts, subsample: Subsample, painted: Painted) -> list[Meas
     channels = facts.dataset.theta.channels
     parts = theta[:, :-1].reshape(len(theta), -1, channels + 6)
     size = parts[..., channels + 2 : channels + 4].mean(2)
-    return [
+    measures = [
         Measure("s", "Strength: the mask's largest value.", "", theta[:, -1]),
         Measure(
             "mean sigma",
@@ -84,6 +84,8 @@ def _measures(facts: Facts, subsample: Subsample, painted: Painted) -> list[Meas
             painted.largest_change.astype(np.float64),
         ),
     ]
+    # A constant orders nothing.
+    return [measure for measure in measures if np.ptp(measure.values) > 1e-6]
 
 
 def _sheets(measures: list[Measure], category: list[str]) -> list[dict[str, Any]]:
@@ -105,7 +107,8 @@ def _sheets(measures: list[Measure], category: list[str]) -> list[dict[str, Any]
         order = np.argsort(measure.values, kind="stable").tolist()
         extremes.append({"label": f"least {measure.name}", "samples": order[:EXTREMES]})
         extremes.append({"label": f"most {measure.name}", "samples": order[::-1][:EXTREMES]})
-    sheets.append({"title": "Extremes", "about": "", "columns": extremes})
+    if extremes:
+        sheets.append({"title": "Extremes", "about": "", "columns": extremes})
     order = np.random.default_rng(SEED).permutation(len(category)).tolist()
     sheets.append({"title": "Random", "about": "", "columns": _grid(order[:RANDOM])})
     names = sorted(set(category))
