@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from builder import __version__
+from builder.publish.cli import publish_files
 from builder.verify_cli import render_from, verify
 
 if TYPE_CHECKING:  # imported by the commands that need them: --help answers at once
@@ -299,6 +300,7 @@ def show(dataset: str, out: Path | None, samples: int, seed: int) -> None:
 
 main.add_command(verify)
 main.add_command(render_from)
+main.add_command(publish_files)
 
 if __name__ == "__main__":
     main()
