@@ -131,15 +131,22 @@ def fault_of(storage: Storage, shard: ShardRecord) -> str:
 
 
 def committed(storage: Storage, plan_sha256: str, name: str, *, deep: bool) -> ShardRecord | None:
-    """The record of a shard of this plan that is stored, else None; `deep` reads and hashes it."""
+    """The record of a shard of this plan that is stored with the recorded size, else None.
+
+    `deep` reads and hashes the shard too.
+    """
     where = commit_name(name)
+    [data] = storage.read_many([where])
     try:
-        commit = parse_json(Commit, storage.read(where), storage.where(where))
-    except (BuilderError, FileNotFoundError):
+        commit = parse_json(Commit, data or b"", storage.where(where))
+    except BuilderError:
         return None
     if commit.plan_sha256 != plan_sha256 or commit.shard.name != name:
         return None
-    return None if deep and fault_of(storage, commit.shard) else commit.shard
+    whole = (
+        not fault_of(storage, commit.shard) if deep else storage.size(name) == commit.shard.bytes
+    )
+    return commit.shard if whole else None
 
 
 def read_samples(
