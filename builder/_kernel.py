@@ -11,9 +11,25 @@ import math
 import numpy as np
 from numba import njit, prange
 
-LANES = 16  # columns advanced together: one AVX-512 register of float32, or two of AVX2
+# The image is painted in tiles whose sums stay in the L1 cache: 16 rows of 64 columns, 16 KiB.
+_COLUMNS = 64
+_HALF = 8  # rows that the recurrence goes up and down from a tile's middle, to bound its error
+_ROWS = 2 * _HALF
+_PLANES = 4  # sums of a pixel: density, and density times each of three colours
+_ROW = _PLANES * _COLUMNS  # float32 values of one row of a tile
+_CHUNK = 16  # columns that a sharp component paints at once
 
-_STRIP = 256  # columns after which a row's recurrence starts anew, to bound its rounding error
+# Below this standard deviation, in pixels along the row or the column, a component is "sharp".
+# Smooth ones start the recurrence at a tile's middle row, 8 rows or 3.2 standard deviations from
+# its edge: what is visible at the edge is above e^-45 there, so above _LOG_FLUSH, and what is
+# above _LOG_FLUSH there stays a normal float32 to the edge. Denormal numbers are slow.
+_SHARP_PX = 2.5
+_LOG_FLUSH = np.float32(-46.0)
+
+# A component's constants: centre of row y is MU_X + SLOPE (y - MU_Y), and
+# Q = ((x - centre) / WIDTH)^2 + ((y - MU_Y) / SIGMA_Y)^2; HEIGHT is to a column what WIDTH is to a
+# row; LOG_WEIGHT is the log density at the mean relative to _LOG_CUT's bound.
+_MU_X, _MU_Y, _RHO, _SLOPE, _WIDTH, _HEIGHT, _SIGMA_Y, _LOG_WEIGHT = range(8)
 
 # A component is cut where it lies below this share of (a lower bound of) the image's largest
 # density, less for more than 30: all together then stay below a thousandth of a grey level.
@@ -166,181 +182,348 @@ def draw_theta(bits, channels, ranges, log_uniform, theta):
         theta[i, components * width] = ranges[7] + u * (ranges[8] - ranges[7])
 
 
-@njit(cache=True)
-def _exp_lanes(x, out, power, power_bits):
-    """out[l] = e^x[l] in float32 for LANES values of |x| < 87, relative error 1e-7."""
-    for lane in range(LANES):
-        n = np.floor(x[lane] * np.float32(1.442695) + np.float32(0.5))
-        # ln 2 in two parts, the first with so few bits that n times it is exact.
-        r = (x[lane] - n * np.float32(0.693359375)) + n * np.float32(2.12194440e-4)
-        e = np.float32(1.0 / 5040.0)
-        e = e * r + np.float32(1.0 / 720.0)
-        e = e * r + np.float32(1.0 / 120.0)
-        e = e * r + np.float32(1.0 / 24.0)
-        e = e * r + np.float32(1.0 / 6.0)
-        e = e * r + np.float32(0.5)
-        e = e * r + np.float32(1.0)
-        e = e * r + np.float32(1.0)
-        power_bits[lane] = (np.int32(n) + np.int32(127)) << np.int32(23)  # 2^n as float32 bits
-        out[lane] = e
-    for lane in range(LANES):
-        out[lane] *= power[lane]
+@njit(cache=True, error_model="numpy")
+def _exp_float32(x):
+    """e^x in float32 for |x| < 87, relative error below 1.2e-7; no branch, so it vectorises."""
+    shifted = x * np.float32(1.442695) + np.float32(12582912.0)  # 1.5 * 2^23: rounds to an integer
+    n = shifted - np.float32(12582912.0)
+    # ln 2 in two parts, the first with so few bits that n times it is exact.
+    r = (x - n * np.float32(0.693359375)) + n * np.float32(2.12194440e-4)
+    # Minimax for the relative error on |r| <= ln 2 / 2: 3e-9, far below the rounding.
+    e = np.float32(1.3814581e-3)
+    e = e * r + np.float32(8.3687255e-3)
+    e = e * r + np.float32(4.1668389e-2)
+    e = e * r + np.float32(1.6666521e-1)
+    e = e * r + np.float32(0.49999993)
+    e = e * r + np.float32(1.0)
+    e = e * r + np.float32(1.0)
+    # The low bits of `shifted` are n; adding them to the exponent of e multiplies it by 2^n.
+    exponent = np.int32(np.float32(shifted).view(np.int32) << np.int32(23))
+    return np.int32(np.float32(e).view(np.int32) + exponent).view(np.float32)
 
 
 @njit(cache=True)
-def _least_distance(row, height, width):
+def _least_distance(part, height, width):
     """The least Q of a component over the pixels near its mean; over all rows for a thin one."""
-    step = 2.0 / (width - 1)
-    middle = math.floor((row[1] + 1.0) * 0.5 * (height - 1) + 0.5)
-    first, last = middle, middle
-    if row[2] * step * step > 1.0 or row[4] * step * step > 1.0:
+    step_x, step_y = 2.0 / (width - 1), 2.0 / (height - 1)
+    first = last = math.floor((part[_MU_Y] + 1.0) / step_y + 0.5)
+    if part[_WIDTH] < step_x or part[_HEIGHT] < step_y:
         first, last = 0, height - 1
     least = math.inf
     for i in range(first, last + 1):
-        dy = i * 2.0 / (height - 1) - 1.0 - row[1]
-        best = row[0] + row[5] * dy  # where Q is least on this row
-        column = math.floor((best + 1.0) * 0.5 * (width - 1) + 0.5)
-        dx = min(max(column, 0), width - 1) * step - 1.0 - row[0]
-        least = min(least, row[2] * dx * dx + 2.0 * row[3] * dx * dy + row[4] * dy * dy)
+        dy = i * step_y - 1.0 - part[_MU_Y]
+        centre = part[_MU_X] + part[_SLOPE] * dy  # where Q is least on this row
+        column = math.floor(min(max((centre + 1.0) / step_x, 0.0), width - 1.0) + 0.5)
+        z_x, z_y = (column * step_x - 1.0 - centre) / part[_WIDTH], dy / part[_SIGMA_Y]
+        least = min(least, z_x * z_x + z_y * z_y)
     return least
 
 
 @njit(cache=True)
-def _prepare(theta, channels, height, width, component):
-    """Write each visible component's constants; return their number.
+def _prepare(theta, channels, height, width, parts, sharp, weights):
+    """Write the constants of the components that weigh anything; return their number.
 
-    component: float64 [K, 10] = mu_x, mu_y, a, b, c (Q = a dx^2 + 2 b dx dy + c dy^2), slope of the
-    row-wise minimum, width of a row at Q = 1, log weight relative to the density bound, index,
-    ratio of the ratios LANES columns apart.
+    parts: float64 [K, 8], see _MU_X; sharp: bool [K], see _SHARP_PX; weights: float32
+    [K, 4 (_HALF + 1)], by plane, how the recurrence's g counts j rows from where it started.
     """
     fields = channels + 6
+    step_x, step_y = 2.0 / (width - 1), 2.0 / (height - 1)
     components = (theta.shape[0] - 1) // fields
     bound = -math.inf
     count = 0
     for k in range(components):
-        t = k * fields + channels
-        mu_x, mu_y = float(theta[t]), float(theta[t + 1])
+        color, t = k * fields, k * fields + channels
         sigma_x, sigma_y = float(theta[t + 2]), float(theta[t + 3])
         rho, share = float(theta[t + 4]), float(theta[t + 5])
         if share <= 0.0:
             continue
         rest = (1.0 - rho) * (1.0 + rho)
-        log_weight = log(share) - log(sigma_x) - log(sigma_y) - 0.5 * log(rest)
-        row = component[count]
-        row[0], row[1] = mu_x, mu_y
-        row[2] = 1.0 / (sigma_x * sigma_x * rest)
-        row[3] = -rho / (sigma_x * sigma_y * rest)
-        row[4] = 1.0 / (sigma_y * sigma_y * rest)
-        row[5] = rho * sigma_x / sigma_y
-        row[6] = sigma_x * math.sqrt(rest)
-        row[7] = log_weight
-        row[8] = k
-        jump = LANES * 2.0 / (width - 1)
-        row[9] = exp(-row[2] * jump * jump)
+        part = parts[count]
+        part[_MU_X], part[_MU_Y] = float(theta[t]), float(theta[t + 1])
+        part[_RHO], part[_SLOPE] = rho, rho * sigma_x / sigma_y
+        part[_WIDTH], part[_HEIGHT] = sigma_x * math.sqrt(rest), sigma_y * math.sqrt(rest)
+        part[_SIGMA_Y] = sigma_y
+        part[_LOG_WEIGHT] = log(share) - log(sigma_x) - log(sigma_y) - 0.5 * log(rest)
         # The largest density of one component on the grid bounds the image's from below.
-        bound = max(bound, log_weight - 0.5 * _least_distance(row, height, width))
+        bound = max(bound, part[_LOG_WEIGHT] - 0.5 * _least_distance(part, height, width))
+        sharp[count] = min(part[_WIDTH] / step_x, part[_HEIGHT] / step_y) < _SHARP_PX
+        # Log g is a parabola along a column: g ratio^j lacks its second difference, exp(-j^2 c).
+        rows = step_y / part[_HEIGHT]
+        ratio = 1.0 if sharp[count] else exp(-0.5 * rows * rows)
+        decay, factor = 1.0, ratio
+        for j in range(_HALF + 1):
+            weights[count, _PLANES * j] = decay
+            for c in range(_PLANES - 1):
+                v = 127.5 * (float(theta[color + min(c, channels - 1)]) + 1.0)
+                weights[count, _PLANES * j + 1 + c] = decay * v
+            decay *= factor
+            factor *= ratio * ratio
         count += 1
     more = log(max(1.0, components / 30.0))  # each of many must be cut later
-    for j in range(count):
-        component[j, 7] += more - bound
+    for n in range(count):
+        parts[n, _LOG_WEIGHT] += more - bound
     return count
 
 
 @njit(cache=True)
-def _density_row(row, y, low, high, width, lanes, power, power_bits, density, ratio):
-    """Write one component's density on columns low to high - 1 of one row.
-
-    Returns the visible ones of these columns (first, past the last; 0, 0 for none).
-    g(x) is Gaussian, so g(x + 16h)/g(x) is geometric in x: after 16 exps for g and 16 for the
-    ratio, each further pixel costs two multiplications. float32 [columns - first] in `density`.
-    """
-    dy = y - row[1]
-    visible = 2.0 * (row[7] - _LOG_CUT) - dy * dy * (row[4] - row[3] * row[3] / row[2])
+def _extent(part, top, bottom):
+    """The least and largest x that a component is visible at between y = top and y = bottom."""
+    visible = 2.0 * (part[_LOG_WEIGHT] - _LOG_CUT)
     if visible <= 0.0:
-        return 0, 0
-    centre = row[0] + row[5] * dy
-    reach = row[6] * math.sqrt(visible)
-    half = 0.5 * (width - 1)
-    first = max(low, math.ceil((centre - reach + 1.0) * half))
-    last = min(high - 1, math.floor((centre + reach + 1.0) * half))
-    if first > last:
-        return 0, 0
-    step = 2.0 / (width - 1)
-    jump = LANES * step
-    peak = row[7] - 0.5 * dy * dy * (row[4] - row[3] * row[3] / row[2])
-    a = row[2]
-    for lane in range(LANES):
-        dx = (first + lane) * step - 1.0 - centre
-        lanes[lane] = max(peak - 0.5 * a * dx * dx, -80.0)
-    _exp_lanes(lanes, density, power, power_bits)
-    count = last - first + 1
-    if count > LANES:
-        for lane in range(LANES):
-            dx = (first + lane) * step - 1.0 - centre
-            lanes[lane] = min(max(-a * jump * (dx + 0.5 * jump), -80.0), 80.0)
-        _exp_lanes(lanes, ratio, power, power_bits)
-        q = np.float32(row[9])
-        for i in range(count - LANES):
-            density[i + LANES] = density[i] * ratio[i]
-            ratio[i + LANES] = ratio[i] * q
-    return first, last + 1
+        return 1.0, 0.0
+    reach = part[_SIGMA_Y] * math.sqrt(visible)
+    low, high = max(top - part[_MU_Y], -reach), min(bottom - part[_MU_Y], reach)
+    if low > high:
+        return 1.0, 0.0
+    # The ellipse is widest at dy = -rho reach to the left and rho reach to the right.
+    left = min(max(-part[_RHO] * reach, low), high)
+    right = min(max(part[_RHO] * reach, low), high)
+    z_left, z_right = left / part[_SIGMA_Y], right / part[_SIGMA_Y]
+    return (
+        part[_MU_X] + part[_SLOPE] * left
+        - part[_WIDTH] * math.sqrt(max(0.0, visible - z_left * z_left)),
+        part[_MU_X] + part[_SLOPE] * right
+        + part[_WIDTH] * math.sqrt(max(0.0, visible - z_right * z_right)),
+    )  # fmt: skip
+
+
+@njit(cache=True, error_model="numpy")
+def _start(part, x, y, step_x, step_y, g, ratio, g_up, ratio_up):
+    """Write g, a smooth component's density on a tile's row at y, and its ratio to the next row's.
+
+    x: of the tile's first column. g_up and ratio_up: the same for the row above, going upwards.
+    """
+    dy = y - part[_MU_Y]
+    z_y = dy / part[_SIGMA_Y]
+    centre = part[_MU_X] + part[_SLOPE] * dy
+    narrow = 1.0 / (part[_WIDTH] * part[_WIDTH])
+    first, step = np.float32(x - centre), np.float32(step_x)
+    peak, curve = np.float32(part[_LOG_WEIGHT] - 0.5 * z_y * z_y), np.float32(-0.5 * narrow)
+    fall = np.float32(-z_y / part[_SIGMA_Y] * step_y)
+    tilt = np.float32(narrow * part[_SLOPE] * step_y)
+    largest = np.float32(40.0)
+    for i in range(_COLUMNS):
+        dx = first + np.float32(np.int32(i)) * step
+        log_g = peak + curve * dx * dx
+        value = _exp_float32(max(log_g, _LOG_FLUSH))
+        value = value if log_g > _LOG_FLUSH else np.float32(0.0)
+        # Where this clips, the component is invisible in all of the tile's rows.
+        forth = _exp_float32(min(max(fall + tilt * dx, -largest), largest))
+        back = np.float32(1.0) / forth
+        g[i], ratio[i] = value, forth
+        g_up[i], ratio_up[i] = value * back, back
 
 
 @njit(cache=True)
-def _render_image(normal, theta, out, planes):
-    """Equations 3 to 7 for one image: normal, out uint8 [H, W, C]; planes float32 [H, 1+C, W]."""
+def _weights(weights, n, j):
+    i = _PLANES * j
+    return weights[n, i], weights[n, i + 1], weights[n, i + 2], weights[n, i + 3]
+
+
+@njit(cache=True, error_model="numpy")
+def _add_two_rows(g, ratio, weights, chosen, j, near, far):
+    """Add four components to two rows of sums, j and j + 1 rows from where they started.
+
+    Four at once, so that a sum is loaded and stored once for all, and two rows, so that g is.
+    """
+    a0, a1 = _weights(weights, chosen[0], j), _weights(weights, chosen[1], j)
+    a2, a3 = _weights(weights, chosen[2], j), _weights(weights, chosen[3], j)
+    b0, b1 = _weights(weights, chosen[0], j + 1), _weights(weights, chosen[1], j + 1)
+    b2, b3 = _weights(weights, chosen[2], j + 1), _weights(weights, chosen[3], j + 1)
+    for i in range(_COLUMNS):
+        g0, g1 = g[i], g[_COLUMNS + i]
+        g2, g3 = g[2 * _COLUMNS + i], g[3 * _COLUMNS + i]
+        r0, r1 = ratio[i], ratio[_COLUMNS + i]
+        r2, r3 = ratio[2 * _COLUMNS + i], ratio[3 * _COLUMNS + i]
+        for p in range(_PLANES):
+            near[p * _COLUMNS + i] += (g0 * a0[p] + g1 * a1[p]) + (g2 * a2[p] + g3 * a3[p])
+        g0, g1, g2, g3 = g0 * r0, g1 * r1, g2 * r2, g3 * r3
+        for p in range(_PLANES):
+            far[p * _COLUMNS + i] += (g0 * b0[p] + g1 * b1[p]) + (g2 * b2[p] + g3 * b3[p])
+        g[i], g[_COLUMNS + i] = g0 * r0, g1 * r1
+        g[2 * _COLUMNS + i], g[3 * _COLUMNS + i] = g2 * r2, g3 * r3
+
+
+@njit(cache=True)
+def _add_smooth(state, weights, chosen, sums):
+    """Add the four components in `state` to a tile, from its middle row down and up."""
+    for j in range(0, _HALF, 2):
+        row = _ROW * (_HALF + j)
+        near, far = sums[row : row + _ROW], sums[row + _ROW : row + 2 * _ROW]
+        _add_two_rows(state[0], state[1], weights, chosen, j, near, far)
+    for j in range(1, _HALF + 1, 2):
+        row = _ROW * (_HALF - j)
+        near, far = sums[row : row + _ROW], sums[row - _ROW : row]
+        _add_two_rows(state[2], state[3], weights, chosen, j, near, far)
+
+
+@njit(cache=True, error_model="numpy")
+def _add_chunk(dx, step, peak, curve, weights, sums):
+    """Add a sharp component to 16 columns of a row; in float64, as peak may be large."""
+    w0, w1, w2, w3 = weights[0], weights[1], weights[2], weights[3]
+    for i in range(_CHUNK):
+        x = dx + i * step
+        log_g = np.float32(max(peak + curve * x * x, float(_LOG_FLUSH)))
+        g = _exp_float32(log_g)
+        g = g if log_g > _LOG_FLUSH else np.float32(0.0)
+        sums[i] += g * w0
+        sums[_COLUMNS + i] += g * w1
+        sums[2 * _COLUMNS + i] += g * w2
+        sums[3 * _COLUMNS + i] += g * w3
+
+
+@njit(cache=True)
+def _add_sharp(part, x, y, step_x, step_y, weights, sums):
+    """Add a component too narrow for the recurrence to the tile at x, y, an exp for each pixel."""
+    curve = -0.5 / (part[_WIDTH] * part[_WIDTH])
+    chunk = _CHUNK * step_x
+    for row in range(_ROWS):
+        dy = y + row * step_y - part[_MU_Y]
+        z_y = dy / part[_SIGMA_Y]
+        peak = part[_LOG_WEIGHT] - 0.5 * z_y * z_y
+        if peak <= _LOG_CUT:
+            continue
+        centre = part[_MU_X] + part[_SLOPE] * dy
+        reach = part[_WIDTH] * math.sqrt(2.0 * (peak - _LOG_CUT))
+        if centre + reach < x or centre - reach > x + (_COLUMNS - 1) * step_x:
+            continue
+        first = math.floor(max(0.0, (centre - reach - x) / chunk))
+        last = math.floor(min(_COLUMNS / _CHUNK - 1.0, (centre + reach - x) / chunk))
+        for n in range(first, last + 1):
+            part_of_row = sums[row * _ROW + n * _CHUNK : (row + 1) * _ROW]
+            _add_chunk(x + n * chunk - centre, step_x, peak, curve, weights, part_of_row)
+
+
+@njit(cache=True)
+def _paint_tile(parts, sharp, weights, visible, x, y, step_x, step_y, state, sums):
+    """Write a tile's sums: the visible components, of which only the numbers in `visible`."""
+    sums[:] = np.float32(0.0)
+    chosen = np.zeros(4, np.int64)
+    waiting = 0
+    for n in visible:
+        if sharp[n]:
+            _add_sharp(parts[n], x, y, step_x, step_y, weights[n], sums)
+            continue
+        own = slice(waiting * _COLUMNS, (waiting + 1) * _COLUMNS)
+        _start(
+            parts[n], x, y + _HALF * step_y, step_x, step_y,
+            state[0, own], state[1, own], state[2, own], state[3, own],
+        )  # fmt: skip
+        chosen[waiting] = n
+        waiting += 1
+        if waiting == 4:
+            _add_smooth(state, weights, chosen, sums)
+            waiting = 0
+    if waiting > 0:
+        state[0, waiting * _COLUMNS :] = np.float32(0.0)
+        state[2, waiting * _COLUMNS :] = np.float32(0.0)
+        _add_smooth(state, weights, chosen, sums)
+
+
+@njit(cache=True)
+def _keep_larger(largest, density):
+    for i in range(density.shape[0]):
+        largest[i] = max(largest[i], density[i])
+
+
+@njit(cache=True, error_model="numpy")
+def _mix_color(normal, sums, scale, out):
+    """Equation 7 on a row of a tile: normal, out uint8 [3 n]; sums float32 [4 * 64]."""
+    low, high, half = np.float32(0.0), np.float32(255.0), np.float32(0.5)
+    for i in range(out.shape[0] // 3):
+        share = sums[i]
+        red, green, blue = normal[3 * i], normal[3 * i + 1], normal[3 * i + 2]
+        r, g, b = np.float32(red), np.float32(green), np.float32(blue)
+        r = r + scale * (sums[_COLUMNS + i] - share * r) + half
+        g = g + scale * (sums[2 * _COLUMNS + i] - share * g) + half
+        b = b + scale * (sums[3 * _COLUMNS + i] - share * b) + half
+        out[3 * i] = np.uint8(min(max(r, low), high))
+        out[3 * i + 1] = np.uint8(min(max(g, low), high))
+        out[3 * i + 2] = np.uint8(min(max(b, low), high))
+
+
+@njit(cache=True, error_model="numpy")
+def _mix_grey(normal, sums, scale, out):
+    """The same for one channel: normal, out uint8 [n]."""
+    low, high, half = np.float32(0.0), np.float32(255.0), np.float32(0.5)
+    for i in range(out.shape[0]):
+        g = np.float32(normal[i])
+        g = g + scale * (sums[_COLUMNS + i] - sums[i] * g) + half
+        out[i] = np.uint8(min(max(g, low), high))
+
+
+@njit(cache=True)
+def _render_image(normal, theta, out, tiles, state):
+    """Equations 3 to 7 for one image: normal, out uint8 [H, W, C].
+
+    tiles: float32 [ceil(H / 16), ceil(W / 64), 16 * 4 * 64], overwritten with the sums; state:
+    float32 [4, 4 * 64], finite, overwritten.
+    """
     height, width, channels = normal.shape
+    step_x, step_y = 2.0 / (width - 1), 2.0 / (height - 1)
     components = (theta.shape[0] - 1) // (channels + 6)
-    component = np.empty((components, 10), np.float64)
-    count = _prepare(theta, channels, height, width, component)
-    lanes = np.empty(LANES, np.float32)
-    power_bits = np.empty(LANES, np.int32)
-    power = power_bits.view(np.float32)
-    density = np.empty(width + LANES, np.float32)
-    ratio = np.empty(width + LANES, np.float32)
-    largest = np.float32(0.0)
+    parts = np.empty((components, 8), np.float64)
+    sharp = np.empty(components, np.bool_)
+    weights = np.empty((components, _PLANES * (_HALF + 1)), np.float32)
+    count = _prepare(theta, channels, height, width, parts, sharp, weights)
+    extents = np.empty((components, 2), np.float64)
+    visible = np.empty(components, np.int64)
+    largest = np.zeros(_COLUMNS, np.float32)
+    for down in range(tiles.shape[0]):
+        y = down * _ROWS * step_y - 1.0
+        for n in range(count):
+            extents[n] = _extent(parts[n], y, y + (_ROWS - 1) * step_y)
+        for right in range(tiles.shape[1]):
+            x = right * _COLUMNS * step_x - 1.0
+            found = 0
+            for n in range(count):
+                if extents[n, 0] <= x + (_COLUMNS - 1) * step_x and extents[n, 1] >= x:
+                    visible[found] = n
+                    found += 1
+            sums = tiles[down, right]
+            _paint_tile(parts, sharp, weights, visible[:found], x, y, step_x, step_y, state, sums)
+            columns = min(_COLUMNS, width - right * _COLUMNS)
+            for row in range(min(_ROWS, height - down * _ROWS)):
+                _keep_larger(largest, sums[row * _ROW : row * _ROW + columns])
+    peak = largest.max()
+    scale = theta[theta.shape[0] - 1] / peak if peak > 0.0 else np.float32(0.0)
     for i in range(height):
-        y = i * 2.0 / (height - 1) - 1.0
-        planes[i] = np.float32(0.0)
-        total = planes[i, 0]
-        for low in range(0, width, _STRIP):
-            high = min(width, low + _STRIP)
-            for j in range(count):
-                first, stop = _density_row(
-                    component[j], y, low, high, width, lanes, power, power_bits, density, ratio
-                )
-                if stop == 0:
-                    continue
-                n = stop - first
-                color = theta[int(component[j, 8]) * (channels + 6) :]
-                visible = density[:n]
-                part = total[first:stop]
-                for x in range(n):
-                    part[x] += visible[x]
-                for c in range(channels):
-                    v = np.float32(127.5) * (color[c] + np.float32(1.0))
-                    part = planes[i, 1 + c, first:stop]
-                    for x in range(n):
-                        part[x] += visible[x] * v
-        for x in range(width):
-            largest = max(largest, total[x])
-    scale = theta[theta.shape[0] - 1] / largest if largest > 0.0 else np.float32(0.0)
-    for i in range(height):
-        for x in range(width):
-            share = planes[i, 0, x]
-            for c in range(channels):
-                g = np.float32(normal[i, x, c])
-                value = g + scale * (planes[i, 1 + c, x] - share * g) + np.float32(0.5)
-                out[i, x, c] = np.uint8(min(max(value, np.float32(0.0)), np.float32(255.0)))
+        for right in range(tiles.shape[1]):
+            sums = tiles[i // _ROWS, right, i % _ROWS * _ROW :]
+            first = right * _COLUMNS * channels
+            last = min(first + _COLUMNS * channels, width * channels)
+            before, after = normal[i].reshape(-1)[first:last], out[i].reshape(-1)[first:last]
+            if channels == 3:
+                _mix_color(before, sums, scale, after)
+            else:
+                _mix_grey(before, sums, scale, after)
+
+
+@njit(cache=True)
+def _aligned(values):
+    """Uninitialised float32 [values] that starts a cache line: vectors never straddle two."""
+    memory = np.empty(values + 16, np.float32)
+    skip = (-(memory.ctypes.data >> 2)) & 15
+    return memory[skip : skip + values]
+
+
+@njit(cache=True)
+def render_every(normals, normal_index, theta, out, first, step):
+    """As `render`, on this thread alone, for images `first`, `first` + `step`, ... of the batch."""
+    down, right = -(-out.shape[1] // _ROWS), -(-out.shape[2] // _COLUMNS)
+    tiles = _aligned(down * right * _ROWS * _ROW).reshape(down, right, _ROWS * _ROW)
+    state = _aligned(4 * _ROW).reshape(4, _ROW)
+    state[:] = np.float32(0.0)
+    for i in range(first, theta.shape[0], step):
+        _render_image(normals[normal_index[i]], theta[i], out[i], tiles, state)
 
 
 @njit(cache=True, parallel=True)
-def render(normals, normal_index, theta, out):
+def render(normals, normal_index, theta, out, threads=1):
     """Paint theta[i] on normals[normal_index[i]] into out[i], images in parallel.
 
-    normals: uint8 [M, H, W, C]; normal_index: int64 [N]; theta: float32 [N, K(C+6)+1];
-    out: uint8 [N, H, W, C], written.
+    normals: uint8 [M, H, W, C], C 1 or 3; normal_index: int64 [N]; theta: float32
+    [N, K(C+6)+1]; out: uint8 [N, H, W, C], written. All contiguous.
     """
-    for i in prange(theta.shape[0]):
-        planes = np.empty((out.shape[1], 1 + out.shape[3], out.shape[2]), np.float32)
-        _render_image(normals[normal_index[i]], theta[i], out[i], planes)
+    for thread in prange(threads):  # one share each, so that each allocates its tiles once
+        render_every(normals, normal_index, theta, out, thread, threads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numba
 import numpy as np
 import numpy.typing as npt
 
@@ -13,12 +14,14 @@ def render(
     normals: npt.NDArray[np.uint8],
     normal_index: npt.NDArray[np.int64],
     theta: npt.NDArray[np.float32],
+    out: npt.NDArray[np.uint8] | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Paint each parameter vector on its normal image.
 
     normals: uint8 [M, H, W, C], C 1 or 3, H and W at least 2; normal_index: int64 [N] in [0, M);
-    theta: float32 [N, K(C+6)+1], in range (see `check_theta`). Returns uint8 [N, H, W, C], at
-    most one grey level from equations 3 to 7 in float64. Raises BuilderError on other input.
+    theta: float32 [N, K(C+6)+1], in range (see `check_theta`). Returns uint8 [N, H, W, C],
+    written to `out` where given (contiguous), at most one grey level from equations 3 to 7 in
+    float64. Raises BuilderError on other input.
 
     >>> import numpy as np
     >>> grey = np.full((1, 5, 5, 1), 255, np.uint8)
@@ -41,8 +44,19 @@ def render(
         )
     if len(theta) and not 0 <= normal_index.min() <= normal_index.max() < len(normals):
         raise BuilderError(f"normal index: outside the {len(normals)} normal images")
-    out = np.empty((len(theta), *normals.shape[1:]), np.uint8)
-    _kernel.render(normals, normal_index, np.ascontiguousarray(theta), out)
+    shape = (len(theta), *normals.shape[1:])
+    if out is None:
+        out = np.empty(shape, np.uint8)
+    if out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous:
+        raise BuilderError(
+            f"output: expected contiguous uint8 {list(shape)}, found {out.dtype} {list(out.shape)}"
+        )
+    normals, theta = np.ascontiguousarray(normals), np.ascontiguousarray(theta)
+    threads = min(numba.get_num_threads(), len(theta))
+    if threads > 1:
+        _kernel.render(normals, normal_index, theta, out, threads)
+    else:  # as in a worker: starts no pool of threads
+        _kernel.render_every(normals, normal_index, theta, out, 0, 1)
     return out
 
 
