@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -15,11 +16,11 @@ import numpy.typing as npt
 from pydantic import Field
 
 from builder import __version__
-from builder.artifacts import Model, canonical_json, parse_json, readable_json, sha256_of
+from builder.artifacts import Model, parse_json, readable_json, sha256_of
 from builder.dataset import read_normals
 from builder.environment import Golden, golden_indices, make_goldens, this_environment
 from builder.errors import BuilderError
-from builder.images import encode_pixels, prepare_normal
+from builder.images import encode_pixels
 from builder.index import Contents, Environment, Normals, ShardRecord, SourceReport
 from builder.prior import draw
 from builder.progress import Progress, duration
@@ -32,7 +33,7 @@ from builder.shards import (
     shard_name,
     write_shard,
 )
-from builder.sources import Source, count_kept
+from builder.sources import Source, count_kept, prepare
 from builder.storage import Folder, Storage, is_temporary, make_room
 from builder.workers import results, worker_pool
 
@@ -68,8 +69,12 @@ class Plan(Model):
 
     @property
     def sha256(self) -> str:
-        """What a commit record refers to."""
-        return sha256_of(canonical_json(self))
+        """What a commit record refers to: the hash of the fields that the file has.
+
+        A field that a later version adds with a default changes no plan that stands.
+        """
+        fields = self.model_dump(mode="json", exclude_unset=True)
+        return sha256_of(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode())
 
     def shard(self, index: int) -> str:
         """The name of data shard `index`."""
@@ -170,9 +175,10 @@ def adopt_normals(
     )
     with storage.write(PLAN) as file:
         file.write(readable_json(plan))
-    if read_plan(storage) != plan:  # a store without exclusive creation: the last writer stands
+    written = read_plan(storage)
+    if written != plan:  # a store without exclusive creation: the last writer stands
         raise BuilderError(f"{storage.where(PLAN)}: another plan was written at the same time")
-    return plan
+    return written
 
 
 def standing_plan(storage: Storage, recipe: Recipe, contents: Contents) -> Plan | None:
@@ -244,7 +250,7 @@ def _prepare(
 ) -> tuple[list[_Normal], SourceReport]:
     """Read and resize every photograph; keep those that read, in order, and report the rest."""
     photographs = source.photographs
-    tasks = (partial(prepare_normal, p.path, recipe.size_px, recipe.channels) for p in photographs)
+    tasks = (partial(prepare, p, recipe.size_px, recipe.channels) for p in photographs)
     kept: dict[int, _Normal] = {}
     rejected: dict[int, str] = {}
     with Progress(len(photographs), "normals", "img") as progress:
