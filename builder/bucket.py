@@ -25,7 +25,7 @@ from typing import IO, Any, TypeVar
 
 from builder.artifacts import MAX_JSON_BYTES
 from builder.errors import BuilderError
-from builder.storage import MAX_RECORD_BYTES, Entry, Storage, too_large
+from builder.storage import MAX_RECORD_BYTES, Entry, Storage, TooLarge
 
 T = TypeVar("T")
 
@@ -134,7 +134,7 @@ class Bucket(Storage):
         def whole() -> bytes:
             size = self._info(name)["size"]
             if size is not None and size > max_bytes:
-                raise too_large(self.where(name), max_bytes)
+                raise TooLarge(self.where(name), max_bytes)
             data: bytes = self._call("cat_file", self._path(name), timeout=_seconds(size))
             # Clients have handed out short bodies without an error.
             if size is not None and len(data) != size:

@@ -81,12 +81,12 @@ def _source_options(command: F) -> F:
         (
             click.argument("recipe"),
             click.option(
-                "--normals", required=True, help="Folder of images, or a manifest's name or path."
+                "--normals",
+                required=True,
+                help="Folder (or URL) of images, or a manifest's name or path.",
             ),
             click.option("--out", required=True, help="Dataset folder, or URL (s3://, gs://)."),
-            click.option(
-                "--root", type=click.Path(path_type=Path), help="Where the manifest's data lie."
-            ),
+            click.option("--root", help="Folder or URL where the manifest's data lie."),
             click.option(
                 "--samples", type=click.IntRange(1), help="Instead of the recipe's number."
             ),

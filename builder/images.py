@@ -32,24 +32,32 @@ def prepare_normal(path: Path, size_px: int, channels: int) -> Prepared:
     """
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
-            return _rejected("larger than 1 GiB")
-        data = path.read_bytes()
+            return rejected("larger than 1 GiB")
+        return prepare_bytes(path.read_bytes(), size_px, channels)
+    except OSError as error:
+        return rejected(f"unreadable ({error})".replace("\n", " "))
+
+
+def prepare_bytes(data: bytes, size_px: int, channels: int) -> Prepared:
+    """The same for the bytes of a photograph's file."""
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data)) as opened:
                 _refuse_ambiguous(opened)
                 image = _to_8_bit(ImageOps.exif_transpose(opened), "L" if channels == 1 else "RGB")
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        return _rejected("more than 89 million pixels")
+        return rejected("more than 89 million pixels")
     except UnidentifiedImageError:
-        return _rejected("not an image")
+        return rejected("not an image")
     except (OSError, ValueError, SyntaxError, EOFError) as error:
-        return _rejected(f"unreadable ({error})".replace("\n", " "))
+        return rejected(f"unreadable ({error})".replace("\n", " "))
     image = image.resize((size_px, size_px), Image.Resampling.LANCZOS)
     return Prepared(sha256_of(data), encode(image, "webp"), "")
 
 
-def _rejected(fault: str) -> Prepared:
+def rejected(fault: str) -> Prepared:
+    """A photograph that cannot be used, and why."""
     return Prepared("", b"", fault)
 
 

@@ -8,14 +8,16 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from builder.artifacts import Model, read_toml
 from builder.errors import BuilderError
+from builder.images import MAX_FILE_BYTES, Prepared, prepare_bytes, prepare_normal, rejected
 from builder.index import CategoryCount, SourceReport
+from builder.storage import TooLarge, is_remote, open_storage
 
 IMAGE_SUFFIXES = {".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff", ".webp"}
 TEST_FOLDERS = {"test", "ground_truth"}  # in a folder taken whole they mean an inspection set
@@ -67,11 +69,16 @@ class Manifest(Model):
 
 @dataclass(frozen=True)
 class Photograph:
-    """A normal photograph: its file, its path as provenance states it, its category."""
+    """A normal photograph: the folder or URL it lies in, its path below, its category."""
 
-    path: Path
+    root: str
     name: str
     category: str
+
+    @property
+    def path(self) -> Path:
+        """Its file, where the root is a folder of this machine."""
+        return Path(self.root) / self.name
 
 
 @dataclass(frozen=True)
@@ -91,8 +98,10 @@ def shipped_manifests() -> list[str]:
     )
 
 
-def find_source(normals: str, root: Path | None, licence: str | None) -> Source:
+def find_source(normals: str, root: str | Path | None, licence: str | None) -> Source:
     """The photographs of a folder, or of a manifest (by name or path) whose data lie in `root`.
+
+    Both may be URLs of an object store; names and categories, and so the dataset, are the same.
 
     Faults (missing or surplus files against the manifest) stand in the report; whether they stop
     the build is the caller's decision. Raises BuilderError when there is nothing to build from.
@@ -104,18 +113,20 @@ def find_source(normals: str, root: Path | None, licence: str | None) -> Source:
             path = Path(str(resources.files("data_manifests").joinpath(f"{normals}.toml")))
         if licence is not None:
             raise BuilderError(f"--licence: manifest {normals} states the licence; leave it out")
-        return _from_manifest(read_toml(Manifest, path), root)
+        return _from_manifest(read_toml(Manifest, path), None if root is None else str(root))
     if root is not None:
         raise BuilderError(f"--root {root}: only for a manifest; --normals {normals} is none")
+    if is_remote(normals):
+        return _from_folder(normals, licence)
     if not normals or not path.is_dir():
         raise BuilderError(
             f"--normals {normals}: neither a folder nor a manifest "
             f"({', '.join(shipped_manifests())} or a .toml file)"
         )
-    return _from_folder(path, licence)
+    return _from_folder(normals, licence)
 
 
-def _from_folder(folder: Path, licence: str | None) -> Source:
+def _from_folder(folder: str, licence: str | None) -> Source:
     files = sorted(_files_below(folder))
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     if not images:
@@ -124,22 +135,22 @@ def _from_folder(folder: Path, licence: str | None) -> Source:
             f"among {len(files)} files; give a folder of normal photographs"
         )
     for path in images:
-        test = TEST_FOLDERS.intersection(path.relative_to(folder).parts[:-1])
+        test = TEST_FOLDERS.intersection(path.parts[:-1])
         if test:
             raise BuilderError(
-                f"--normals {folder}: holds {path.relative_to(folder)}, which looks like an "
+                f"--normals {folder}: holds {path}, which looks like an "
                 f"inspection set's {test.pop()!r} part; pre-training must not see it: name the "
                 "folder of normal photographs, or use a manifest"
             )
+    own_name = _last_name(folder)
     photographs = [
-        Photograph(path, path.relative_to(folder).as_posix(), _category(path, folder))
-        for path in images
+        Photograph(folder, path.as_posix(), _category(path, own_name)) for path in images
     ]
     _refuse_unwritable_names(photographs)
     found = Counter(photograph.category for photograph in photographs)
     categories = [CategoryCount(category=c, found=n, kept=n) for c, n in sorted(found.items())]
     report = SourceReport(
-        name=folder.resolve().name,
+        name=own_name,
         licence=licence or "unknown",
         other_files=len(files) - len(images),
         categories=categories,
@@ -156,29 +167,50 @@ def _refuse_unwritable_names(photographs: list[Photograph]) -> None:
             raise BuilderError(f"{name!r}: a file name that is not UTF-8; rename it") from None
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
-    """Every file, also behind links to folders; BuilderError for a link that leads in a circle."""
-    for top, folders, files in os.walk(folder, followlinks=True):
+def _last_name(root: str) -> str:
+    return root.rstrip("/").rsplit("/", 1)[-1] if is_remote(root) else Path(root).resolve().name
+
+
+def _files_below(root: str) -> Iterator[PurePosixPath]:
+    """Every file's path below the root, on this machine also behind links to folders.
+
+    Raises BuilderError for a link that leads in a circle.
+    """
+    if is_remote(root):
+        yield from (PurePosixPath(entry.name) for entry in open_storage(root).walk())
+        return
+    for top, folders, files in os.walk(root, followlinks=True):
         above = {Path(top).resolve(), *Path(top).resolve().parents}
         for name in folders:
             if (Path(top) / name).resolve() in above:
                 raise BuilderError(f"{Path(top) / name}: this link leads in a circle; remove it")
-        yield from (Path(top) / name for name in files)
+        below = PurePosixPath(Path(top).relative_to(root).as_posix())
+        yield from (below / name for name in files)
 
 
-def _category(path: Path, folder: Path) -> str:
-    parts = path.relative_to(folder).parts
-    name = parts[0] if len(parts) > 1 else folder.resolve().name
+def _files_in(root: str, folder: str) -> list[PurePosixPath] | None:
+    """The paths below the root of what lies directly in a folder, None where it is missing."""
+    if is_remote(root):
+        found = [PurePosixPath(entry.name) for entry in open_storage(root).entries(folder)]
+        return found or None
+    place = Path(root) / folder
+    if not place.is_dir():
+        return None
+    return [PurePosixPath(folder) / path.name for path in place.iterdir()]
+
+
+def _category(path: PurePosixPath, own_name: str) -> str:
+    name = path.parts[0] if len(path.parts) > 1 else own_name
     return re.sub(r"[^A-Za-z0-9_-]", "_", name) or "normal"
 
 
-def _from_manifest(manifest: Manifest, root: Path | None) -> Source:
+def _from_manifest(manifest: Manifest, root: str | None) -> Source:
     if root is None:
         raise BuilderError(
             f"manifest {manifest.name}: say where its data lie with --root DIR ({manifest.get}); "
             f"a folder of that name is ./{manifest.name}"
         )
-    if not root.is_dir():
+    if not is_remote(root) and not Path(root).is_dir():
         raise BuilderError(f"--root {root}: no such folder ({manifest.get})")
     photographs: list[Photograph] = []
     categories: list[CategoryCount] = []
@@ -189,10 +221,8 @@ def _from_manifest(manifest: Manifest, root: Path | None) -> Source:
         if entry.expected is not None and len(found) != entry.expected:
             faults.append(f"{entry.category}: expected {entry.expected} images, found {len(found)}")
             surplus = _surplus(found, entry.expected)
-            faults += [f"surplus: {path.relative_to(root).as_posix()}" for path in surplus]
-        photographs += [
-            Photograph(path, path.relative_to(root).as_posix(), entry.category) for path in found
-        ]
+            faults += [f"surplus: {path}" for path in surplus]
+        photographs += [Photograph(root, str(path), entry.category) for path in found]
         categories.append(
             CategoryCount(
                 category=entry.category,
@@ -218,32 +248,46 @@ def _from_manifest(manifest: Manifest, root: Path | None) -> Source:
     return Source(photographs, report)
 
 
-def _find_images(entry: NormalImages, root: Path) -> tuple[list[Path], list[str]]:
+def _find_images(entry: NormalImages, root: str) -> tuple[list[PurePosixPath], list[str]]:
     """The images of one category in order, and a line for each missing folder or number."""
-    found: list[Path] = []
+    found: list[PurePosixPath] = []
     faults: list[str] = []
     for name in entry.folders:
-        folder = root / name
-        if not folder.is_dir():
+        files = _files_in(root, name)
+        if files is None:
             faults.append(f"missing: {name}/")
             continue
-        images = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+        images = sorted(p for p in files if p.suffix.lower() in IMAGE_SUFFIXES)
         faults += [f"missing: {name}/{gap}" for gap in _gaps(images)]
         if entry.skip_labelled is not None:
-            label = entry.skip_labelled
-            images = [p for p in images if not (folder / label.replace("{stem}", p.stem)).exists()]
+            images = _without_label(root, name, images, entry.skip_labelled)
         found += images
     return found, faults
 
 
-def _surplus(found: list[Path], expected: int) -> list[Path]:
+def _without_label(
+    root: str, folder: str, images: list[PurePosixPath], label: str
+) -> list[PurePosixPath]:
+    """The images beside which no label lies; a folder of labels is listed once."""
+    listed: dict[PurePosixPath, set[PurePosixPath]] = {}
+    kept = []
+    for path in images:
+        wanted = PurePosixPath(folder) / label.replace("{stem}", path.stem)
+        if wanted.parent not in listed:
+            listed[wanted.parent] = set(_files_in(root, str(wanted.parent)) or ())
+        if wanted not in listed[wanted.parent]:
+            kept.append(path)
+    return kept
+
+
+def _surplus(found: list[PurePosixPath], expected: int) -> list[PurePosixPath]:
     """What is too much: among numbered files those without a number, else the last ones."""
     surplus = max(0, len(found) - expected)
     odd = [path for path in found if not path.stem.isdecimal()]
     return odd if 0 < len(odd) <= surplus else found[expected:]
 
 
-def _gaps(images: list[Path]) -> list[str]:
+def _gaps(images: list[PurePosixPath]) -> list[str]:
     """The names missing from a folder of numbered files, between its first and last number."""
     if not images or not all(path.stem.isdecimal() for path in images):
         return []
@@ -257,6 +301,19 @@ def _gaps(images: list[Path]) -> list[str]:
         for number in range(start, max(present))
         if number not in present
     ]
+
+
+def prepare(photograph: Photograph, size_px: int, channels: int) -> Prepared:
+    """Read and make ready one photograph, from this machine or an object store."""
+    if not is_remote(photograph.root):
+        return prepare_normal(photograph.path, size_px, channels)
+    try:
+        data = open_storage(photograph.root).read(photograph.name, MAX_FILE_BYTES)
+    except TooLarge:
+        return rejected("larger than 1 GiB")
+    except FileNotFoundError:
+        return rejected("gone since it was listed")
+    return prepare_bytes(data, size_px, channels)
 
 
 def count_kept(report: SourceReport, rejected: Iterable[tuple[Photograph, str]]) -> SourceReport:

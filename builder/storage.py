@@ -29,6 +29,13 @@ class Entry(NamedTuple):
     modified: float
 
 
+class TooLarge(BuilderError):
+    """A file is larger than the reader can make use of."""
+
+    def __init__(self, where: str, max_bytes: int) -> None:
+        super().__init__(f"{where}: larger than {max_bytes} bytes, not one of our files")
+
+
 class Storage(ABC):
     """A root with files below it, named by relative paths with `/`.
 
@@ -123,7 +130,7 @@ class Folder(Storage):
         with self.open(name) as file:
             data = file.read(max_bytes + 1)
         if len(data) > max_bytes:
-            raise too_large(self.where(name), max_bytes)
+            raise TooLarge(self.where(name), max_bytes)
         return data
 
     def read_many(self, names: Iterable[str]) -> Iterator[bytes | None]:
@@ -163,11 +170,6 @@ class Folder(Storage):
             (self.path / name).unlink(missing_ok=True)
         except OSError as error:
             raise BuilderError(f"{self.where(name)}: not removed ({error.strerror})") from None
-
-
-def too_large(where: str, max_bytes: int) -> BuilderError:
-    """What to raise for a file that is larger than any of ours."""
-    return BuilderError(f"{where}: larger than {max_bytes} bytes, not one of our files")
 
 
 def _unreadable(where: str, error: OSError) -> BuilderError:
