@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,6 +37,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_scratch(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tables of normals are not shared with other runs on this machine."""
+    os.environ["SEMIFORMULA_SCRATCH"] = str(tmp_path_factory.mktemp("scratch"))
 
 
 @pytest.fixture(scope="session")
