@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 
 import click
 
@@ -64,10 +65,11 @@ def publish_files(
     for name in PUBLISHED:
         click.echo(f"{facts.sizes[name] / 1e6:10.2f} MB  {name}")
     visible, size = facts.statistics.visibility, facts.data_bytes + facts.normals_bytes
+    local = "DIR" if "://" in url else shlex.quote(url)  # hf uploads from a disk
     click.echo(
         f"licence: {facts.licence.spdx}\n"
         f"invisible: {visible.below_count} of {visible.samples} random samples\n"
         f"to publish {gigabytes(size)} of shards and these files:\n"
-        f"  hf upload {facts.repo} {url} . --repo-type dataset --exclude 'records/*'\n"
-        f"  aws s3 sync {url} s3://BUCKET/PREFIX --exclude 'records/*'"
+        f"  hf upload {facts.repo} {local} . --repo-type dataset --exclude 'records/*'\n"
+        f"  aws s3 sync {shlex.quote(url)} s3://BUCKET/PREFIX --exclude 'records/*'"
     )
