@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from builder import __version__
+from builder.launch.cli import launch
 from builder.publish.cli import publish_files
 from builder.verify_cli import render_from, verify
 
@@ -298,6 +299,7 @@ def show(dataset: str, out: Path | None, samples: int, seed: int) -> None:
     click.echo(f"{len(keys)} samples: {path}")
 
 
+main.add_command(launch)
 main.add_command(verify)
 main.add_command(render_from)
 main.add_command(publish_files)
