@@ -34,8 +34,8 @@ BATCH = 16  # samples rendered at a time: bounds a worker's memory
 class _Variables(NamedTuple):
     """Where a scheduler puts a task's number in an array, and what it says of the array."""
 
-    index: str
-    count: str = ""
+    number: str
+    total: str = ""
     first: str = ""
     last: str = ""
     step: str = ""
@@ -122,11 +122,11 @@ def share_of(shard_count: int, task: str) -> Sequence[int]:
 def _task_of_scheduler() -> tuple[int, int]:
     """This task's number and how many there are, from the environment; 0 when it does not say."""
     for names in _SCHEDULERS:
-        index = _variable(names.index)
+        index = _variable(names.number)
         if index is None:
             continue
         first, step = _variable(names.first) or 0, _variable(names.step) or 1
-        count, last = _variable(names.count), _variable(names.last)
+        count, last = _variable(names.total), _variable(names.last)
         if last is not None:
             spanned = (last - first) // step + 1
             # An array with gaps (3,7,9) does not tell a task its place.
@@ -238,20 +238,25 @@ def parameters(
 
 
 def _painted(
-    context: Context, normal_index: npt.NDArray[np.int64], theta: npt.NDArray[np.float32]
+    context: Context,
+    normal_index: npt.NDArray[np.int64],
+    theta: npt.NDArray[np.float32],
+    out: npt.NDArray[np.uint8] | None = None,
 ) -> npt.NDArray[np.uint8]:
     from builder.render import render
 
-    return render(context.table.pixels, normal_index, theta)
+    return render(context.table.pixels, normal_index, theta, out=out)
 
 
 def _images(context: Context, samples: range) -> Iterator[Sample]:
     """One sample an image: the painted picture, its vector, and what it was painted on."""
     codec = context.plan.recipe.codec
+    # One for all batches: fresh memory for each costs as much as its page faults.
+    buffer = np.empty((BATCH, *context.table.pixels.shape[1:]), np.uint8)
     for low in range(samples.start, samples.stop, BATCH):
         part = range(low, min(samples.stop, low + BATCH))
         normal_index, theta = parameters(context, part)
-        images = _painted(context, normal_index, theta)
+        images = _painted(context, normal_index, theta, buffer[: len(part)])
         for i, index in enumerate(part):
             normal = int(normal_index[i])
             fields: dict[str, object] = {
