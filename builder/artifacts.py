@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import hashlib
 import json
 import os
@@ -184,7 +185,11 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         finally:
             os.close(folder)
     except OSError as error:
-        raise BuilderError(f"{path}: cannot be written ({error.strerror})") from None
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        hint = "; what is finished is kept: free space and run the same command again"
+        raise BuilderError(
+            f"{path}: cannot be written ({error.strerror}){hint if full else ''}"
+        ) from None
 
 
 def readable_json(model: BaseModel) -> bytes:

@@ -67,7 +67,8 @@ class Bucket(Storage):
             self._fs.retries = (
                 1  # tries of its own, each with a timeout, would outlast the deadline
             )
-        self._bucket_stands = False
+        self._read_only = extra == "http"
+        self._bucket_stands = extra not in ("s3", "gcs")  # others have none
 
     def entries(self, folder: str) -> Iterator[Entry]:
         path = self._path(folder)
@@ -191,6 +192,8 @@ class Bucket(Storage):
 
     @contextlib.contextmanager
     def write(self, name: str) -> Iterator[IO[bytes]]:
+        if self._read_only:
+            raise BuilderError(f"{self.url}: can be read only; write to a folder, s3:// or gs://")
         with _local_copy() as local:
             try:
                 with local.open("wb") as file:
@@ -247,11 +250,10 @@ class Bucket(Storage):
         if self._bucket_stands:
             return
         bucket = self._root.strip("/").split("/", 1)[0]
-        with contextlib.suppress(NotImplementedError):
-            try:
-                self._retry("list", "", lambda: self._call("info", bucket))
-            except FileNotFoundError:
-                raise self._missing_bucket() from None
+        try:
+            self._retry("list", "", lambda: self._call("info", bucket))
+        except FileNotFoundError:
+            raise self._missing_bucket() from None
 
     def _missing_bucket(self) -> BuilderError:
         bucket = self._root.strip("/").split("/", 1)[0]
@@ -342,7 +344,8 @@ def _answer(error: BaseException) -> tuple[int, str]:
     """The HTTP status and the code of an S3 service's answer; 0 and "" for other errors."""
     answer = getattr(error.__cause__, "response", None)
     if not isinstance(answer, dict):
-        return 0, ""
+        status = getattr(error, "status", 0)  # aiohttp's
+        return status if isinstance(status, int) else 0, ""
     status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     return int(status), str(answer.get("Error", {}).get("Code", ""))
 

@@ -201,7 +201,8 @@ def make_room(storage: Storage, needed_bytes: int) -> str:
     free = shutil.disk_usage(folder).free
     if free >= needed_bytes:
         return ""
-    return f"{storage.url}: {needed_bytes / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free"
+    unit, name = (1e9, "GB") if needed_bytes >= 1e9 else (1e6, "MB")
+    return f"{storage.url}: {needed_bytes / unit:.1f} {name} needed, {free / unit:.1f} {name} free"
 
 
 def is_temporary(name: str) -> bool:
