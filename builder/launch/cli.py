@@ -132,6 +132,7 @@ def kubernetes(
 
     words = ("image", "memory", "scratch", "secret", "service_account")
     refuse_odd_words(**{word: options[word] for word in words})
+    variables = environment(env)
     name, _, folder = (claim or "").partition(":")
     if claim is not None and not (name and folder.startswith("/")):
         raise BuilderError(f"--claim {claim!r}: expected NAME:/FOLDER")
@@ -142,7 +143,7 @@ def kubernetes(
         tasks=tasks if claim and tasks else task_count(url, tasks, cores),
         cores=cores,
         claim=(name, folder.rstrip("/")) if claim is not None else None,
-        environment=environment(env),
+        environment=variables,
         **options,
     )
     click.echo(text_of(job), nl=False)
@@ -172,6 +173,7 @@ def aws_batch(
         raise BuilderError("--at-once: AWS Batch has no such limit; set it in the queue's maxvCpus")
     words = ("image", "queue", "job_role", "execution_role")
     refuse_odd_words(**{word: options[word] for word in words})
+    variables = environment(env)
     if "://" not in url:
         raise BuilderError(f"{url}: no container sees this folder; give an s3:// URL")
     url = farm_url(url)
@@ -179,7 +181,7 @@ def aws_batch(
         url=url,
         tasks=task_count(url, tasks, cores),
         cores=cores,
-        environment=environment(env),
+        environment=variables,
         **options,
     )
     click.echo(script_of(job), nl=False)

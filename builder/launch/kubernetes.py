@@ -55,7 +55,10 @@ def manifest_of(job: KubernetesJob) -> dict[str, Any]:
             "podFailurePolicy": {
                 "rules": [
                     # A preempted or evicted pod is no failure of its task.
-                    {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget"}]},
+                    {
+                        "action": "Ignore",
+                        "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
+                    },
                     # A wrong command line is wrong for every pod.
                     {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [2]}},
                 ]
@@ -121,7 +124,7 @@ def yaml_of(value: Any, indent: str = "") -> str:
     if isinstance(value, dict) and value:
         lines = []
         for key, item in value.items():
-            nested = isinstance(item, dict | list) and item and not _flat(item)
+            nested = isinstance(item, dict | list) and bool(item) and not _flat(item)
             between = "\n" if nested else " "
             lines.append(f"{indent}{key}:{between}{yaml_of(item, indent + '  ' * nested)}")
         return "\n".join(lines)
