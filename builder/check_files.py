@@ -124,7 +124,8 @@ def check_surplus(found: Findings, storage: Storage, dataset: Dataset) -> None:
         found.notes.append("surplus files were not looked for: this storage cannot be listed")
         return
     for entry in sorted(surplus):
-        found.add("surplus", entry.name, f"{entry.bytes} bytes that nothing names")
+        size = f" ({entry.bytes} bytes)" if entry.bytes else ""  # a web server does not say
+        found.add("surplus", entry.name, f"nothing names this file{size}")
 
 
 def check_records(found: Findings, storage: Storage, dataset: Dataset, plan: Plan | None) -> int:

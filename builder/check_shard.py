@@ -106,9 +106,14 @@ def _check_end(reader: _Reader, check: ShardCheck) -> None:
 
 def _member(reader: _Reader, check: ShardCheck, key: str, suffix: str, limit: int) -> bytes:
     size = _open_member(reader, check, key, suffix, limit)
-    data = reader.take(size)
-    _close_member(reader, check, key, suffix, len(data) == size, size)
-    return data
+    padded = size + -size % BLOCK
+    data = reader.take(padded)
+    if len(data) != padded:
+        check.add("tar", key, f"the file ends inside {key}.{suffix}")
+        raise _Cannot
+    if data[size:].strip(b"\0"):
+        check.add("tar", key, f"{key}.{suffix}: padding is not zero")
+    return data[:size]
 
 
 def _open_member(reader: _Reader, check: ShardCheck, key: str, suffix: str, limit: int) -> int:
@@ -120,17 +125,6 @@ def _open_member(reader: _Reader, check: ShardCheck, key: str, suffix: str, limi
     if not 0 <= size <= limit:
         raise _Cannot
     return size
-
-
-def _close_member(
-    reader: _Reader, check: ShardCheck, key: str, suffix: str, whole: bool, size: int
-) -> None:
-    padding = reader.take(-size % BLOCK)
-    if not whole or len(padding) != -size % BLOCK:
-        check.add("tar", key, f"the file ends inside {key}.{suffix}")
-        raise _Cannot
-    if padding.strip(b"\0"):
-        check.add("tar", key, f"{key}.{suffix}: padding is not zero")
 
 
 def _walk_normals(
@@ -305,5 +299,6 @@ def _walk_packed_theta(
         _, differs[part], drawn[part] = check_vectors(
             check, task, task.start + low, theta, readable
         )
-    _close_member(reader, check, key, "theta.npy", True, size)
+    if reader.take(-whole % BLOCK) != bytes(-whole % BLOCK):
+        check.add("tar", key, f"{key}.theta.npy: padding is not zero")
     return differs, drawn

@@ -92,6 +92,6 @@ class Verification(Model):
             f"{counts.rerendered}; shards rebuilt: {counts.rebuilt}",
         ]
         found = len(self.faults) + counts.faults_left_out
-        verdict = f"{found} faults" if found else "no fault"
+        verdict = f"{found or 'no'} fault{'s' if found > 1 else ''}"
         lines.append(f"dataset {self.content_sha256[:16]}: {verdict}: {self.url}")
         return "\n".join(lines)

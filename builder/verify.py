@@ -133,9 +133,10 @@ def _categories(
 ) -> list[str | None]:
     """Each normal's category (None: unreadable), whose numbers dataset.json states."""
     categories: list[str | None] = []
+    names: dict[str | None, str | None] = {}  # one object a name: pickled once a task
     for check in normals:
         missing = check.record.samples - len(check.categories)
-        categories += check.categories + [None] * missing
+        categories += [names.setdefault(one, one) for one in check.categories] + [None] * missing
     counts = Counter(categories)
     if counts[None] == 0:
         for one in dataset.normals.source.categories:

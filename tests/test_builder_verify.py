@@ -463,7 +463,7 @@ def test_command_prints_a_line_a_fault_and_writes_the_report(copy: Path, tmp_pat
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 1
     assert result.output.startswith(f"sha256: {SECOND}: SHA-256 expected ")
-    assert "1 faults" in result.output
+    assert ": 1 fault: " in result.output
     report = json.loads((tmp_path / "report.json").read_text())
     assert (report["format"], report["format_version"]) == ("semiformula-verification", 1)
     assert report["faults"][0]["shard"] == SECOND
@@ -523,4 +523,4 @@ def test_dataset_behind_a_web_server_is_verified_without_listing(copy: Path):
     lines = run.stdout.splitlines()
     assert lines[0].startswith(f"sha256: {SECOND}: ")
     assert lines[1] == "note: surplus files were not looked for: this storage cannot be listed"
-    assert lines[-1].endswith(f"1 faults: {url}")
+    assert lines[-1].endswith(f": 1 fault: {url}")
