@@ -8,7 +8,7 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from itertools import islice
 from pathlib import Path
@@ -46,7 +46,7 @@ def ray_engine(address: str | None, jobs: int | None) -> Engine:
 
     def run(
         url: str, indices: Sequence[int], deep: bool, say: Callable[[str], None]
-    ) -> Iterator[Done]:
+    ) -> Generator[Done, None, None]:
         if "://" not in url:
             url = str(Path(url).absolute())
         # Ray states dead workers and nodes on stdout, which is for our summary alone.
@@ -105,7 +105,7 @@ def _refuse_silent(address: str) -> None:
 
 def _results(
     ray: Any, url: str, indices: Sequence[int], deep: bool, jobs: int | None
-) -> Iterator[Done]:
+) -> Generator[Done, None, None]:
     # The name alone travels: every node imports its own builder.
     task = ray.remote(num_cpus=1, max_retries=RETRIES)(_build)
     left = iter(indices)

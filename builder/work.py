@@ -7,8 +7,8 @@ import random
 import re
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import NamedTuple
@@ -61,7 +61,7 @@ class Done(NamedTuple):
 
 
 # How an engine runs `build_shard` for many shards: yields results in any order.
-Engine = Callable[[str, Sequence[int], bool, Callable[[str], None]], Iterator[Done]]
+Engine = Callable[[str, Sequence[int], bool, Callable[[str], None]], Generator[Done, None, None]]
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,13 @@ def work(url: str, task: str, engine: Engine, *, deep: bool = False) -> WorkSumm
     plan = read_plan(open_storage(url))
     indices = share_of(plan.shard_count, task)
     built = kept = samples = 0
-    with Progress(sum(len(plan.samples_of(i)) for i in indices), "samples", "img") as progress:
-        for done in engine(url, indices, deep, progress.say):
+    total = sum(len(plan.samples_of(i)) for i in indices)
+    with (
+        Progress(total, "samples", "img") as progress,
+        # Closed also when a signal interrupts between two results: an engine has processes to end.
+        closing(engine(url, indices, deep, progress.say)) as results,
+    ):
+        for done in results:
             if done.built:
                 built += 1
                 samples += done.shard.samples
@@ -146,7 +151,7 @@ def local_engine(jobs: int) -> Engine:
 
     def run(
         url: str, indices: Sequence[int], deep: bool, say: Callable[[str], None]
-    ) -> Iterator[Done]:
+    ) -> Generator[Done, None, None]:
         storage = open_storage(url)
         plan = read_plan(storage)
         # Held here, so that the table is made once before the workers start, and removed after.
