@@ -136,6 +136,19 @@ def test_batch_requests_are_ones_that_aws_takes(bucket: str):
     assert requests["finish"]["containerOverrides"] == {"command": finish}
 
 
+def test_batch_script_hands_the_requests_over(bucket: str):
+    """`aws` is a function here that says what it was given, and answers with an id."""
+    stand_in = 'aws() { printf \'%s\\0\' "$@" >&2; echo "id-$2"; }\n'
+    script = stand_in + printed(*BATCH, bucket, "--tasks", "3", "--env", "A=it's $HOME")
+    done = subprocess.run(["bash"], input=script, capture_output=True, text=True, check=True)
+    words = done.stderr.split("\0")
+    given = [json.loads(words[i + 1]) for i, word in enumerate(words) if word.endswith("-json")]
+    assert given == list(batch(bucket, "--tasks", "3", "--env", "A=it's $HOME").values())
+    assert words.count("id-register-job-definition") == 2
+    assert words.count("jobId=id-submit-job") == 1
+    assert done.stdout.startswith("submitted: work id-submit-job, finish id-submit-job\n")
+
+
 def test_batch_of_one_task_is_no_array(bucket: str):
     requests = batch(bucket, "--tasks", "1")
     assert "arrayProperties" not in requests["work"]

@@ -1,10 +1,8 @@
 """Which shards a task looks after, and what happens when its processes are ended or killed."""
 
 import os
-import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,14 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builder.build import build
 from builder.errors import BuilderError
-from builder.plan import make_plan
-from builder.sources import find_source
-from builder.status import finish
-from builder.storage import open_storage
-from builder.work import local_engine, share_of, work
-from tests.test_builder_build import hashes, recipe
+from builder.work import share_of
+from tests.farm import (
+    alive,
+    calm_hashes,
+    children,
+    finished,
+    plan_only,
+    rest,
+    start,
+    wait_for_shards,
+)
 
 MANY = {"samples": 600, "samples_per_shard": 2}
 
@@ -123,95 +125,62 @@ def test_task_that_is_none_is_refused(task: str):
 @pytest.fixture(scope="module")
 def calm(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The hashes of an undisturbed build of 300 tiny shards."""
-    out = tmp_path_factory.mktemp("calm") / "out"
-    source = find_source(str(photographs), None, "CC0-1.0")
-    build(recipe(**MANY), source, out, jobs=1)
-    return hashes(out)
+    return calm_hashes(photographs, tmp_path_factory.mktemp("calm") / "out", **MANY)
 
 
 @pytest.fixture
 def planned(photographs: Path, tmp_path: Path) -> Path:
-    source = find_source(str(photographs), None, "CC0-1.0")
-    make_plan(open_storage(str(tmp_path / "out")), recipe(**MANY), source, jobs=1)
-    return tmp_path / "out"
+    return plan_only(photographs, tmp_path / "out", **MANY)
 
 
-def worker(out: Path, *options: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "builder", "work", str(out), *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "TMPDIR": str(out.parent)},
-    )
+def worker(out: Path) -> subprocess.Popen[str]:
+    return start("work", str(out), "--jobs", "2", TMPDIR=str(out.parent))
 
 
-def rest(out: Path) -> dict[str, str]:
-    """Build what is missing, finish, and say what then stands."""
-    work(str(out), "0/1", local_engine(1))
-    finish(open_storage(str(out)))
-    return hashes(out)
-
-
-def children(process: subprocess.Popen[str]) -> list[int]:
+def workers(process: subprocess.Popen[str]) -> list[int]:
     """The worker processes; the first child is Python's resource tracker."""
-    text = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
-    return [int(word) for word in text.split()][1:]
-
-
-def wait_for_shards(out: Path, process: subprocess.Popen[str], count: int = 1) -> None:
-    while len(list(out.glob("records/*.json"))) < count:
-        assert process.poll() is None, process.stderr and process.stderr.read()
-        time.sleep(0.005)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+    return children(process.pid)[1:]
 
 
 @pytest.mark.parametrize("whole_group", [False, True], ids=["parent", "all"])
 def test_terminated_work_ends_at_once_with_one_line(whole_group: bool, planned: Path, calm):
     """Kubernetes signals the first process of a container, Slurm all processes of a task."""
-    process = worker(planned, "--jobs", "2")
+    process = worker(planned)
     wait_for_shards(planned, process)
-    workers = children(process)
+    pids = workers(process)
     start = time.monotonic()
-    for pid in [*(workers if whole_group else []), process.pid]:
+    for pid in [*(pids if whole_group else []), process.pid]:
         os.kill(pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=30)
     seconds = time.monotonic() - start
     assert process.returncode == 143
     assert errors == f"Terminated; the same command goes on in {planned}.\n"
     assert seconds < 5
-    assert not any(alive(pid) for pid in workers)
+    assert not any(alive(pid) for pid in pids)
     assert not list(planned.glob("*/.*"))
     assert not list(planned.parent.glob("semiformula-*/*.npy"))
     assert rest(planned) == calm
 
 
 def test_killed_worker_is_replaced_by_half_as_many_once(planned: Path, calm):
-    process = worker(planned, "--jobs", "2")
+    process = worker(planned)
     wait_for_shards(planned, process)
-    os.kill(children(process)[-1], signal.SIGKILL)
+    os.kill(workers(process)[-1], signal.SIGKILL)
     output, errors = process.communicate(timeout=60)
     assert errors == "a worker process was killed; going on with 1 instead of 2\n"
     assert process.returncode == 0
     assert output.startswith("shards: ")
-    finish(open_storage(str(planned)))
-    assert hashes(planned) == calm
+    assert finished(planned) == calm
 
 
 def test_worker_killed_twice_ends_the_work_with_one_line(planned: Path, calm):
-    process = worker(planned, "--jobs", "2")
+    process = worker(planned)
     wait_for_shards(planned, process)
-    first = children(process)
+    first = workers(process)
     os.kill(first[-1], signal.SIGKILL)
-    while not (second := set(children(process)) - set(first)):
+    while not (second := set(workers(process)) - set(first)):
+        assert process.poll() is None
         time.sleep(0.005)
-    shutil.copytree(planned, planned.parent / "then")  # some time for the replacement to start
     os.kill(second.pop(), signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
