@@ -1,9 +1,8 @@
 """Every compiled function of the builder: deterministic exp and log, the prior, the renderer.
 
 One file, and math, numba and numpy only, because Numba's on-disk cache does not notice an edit in
-another file. No randomness inside (random bits come in as an argument), no fastmath, and no libm
-call but sqrt, floor, ceil, frexp and ldexp, which are exact by definition: the same bits on every
-CPU.
+another file. No state between calls, no fastmath, and no libm call but sqrt and floor, which are
+exact by definition: the same bits on every CPU.
 """
 
 import math
@@ -11,8 +10,10 @@ import math
 import numpy as np
 from numba import njit, prange
 
-# The image is painted in tiles whose sums stay in the L1 cache: 16 rows of 64 columns, 16 KiB.
-_COLUMNS = 64
+# The image is painted in tiles whose sums stay near the core: 16 rows of 112 columns, 28 KiB. 112
+# is half of 224, a multiple of the widest register's 16, and no power of two, which would put all
+# rows in the same few lines of the L1 cache.
+_COLUMNS = 112
 _HALF = 8  # rows that the recurrence goes up and down from a tile's middle, to bound its error
 _ROWS = 2 * _HALF
 _PLANES = 4  # sums of a pixel: density, and density times each of three colours
@@ -38,6 +39,10 @@ _LOG_CUT = -15.942385152878742  # log(2^-23)
 _LOG2_E = 1.4426950408889634
 _LN2_HIGH = 0.693147180369123816490  # ln 2 in two parts: n * high is exact for |n| < 2^20
 _LN2_LOW = 1.90821492927058770002e-10
+
+_U32, _LOW_32 = np.uint64(32), np.uint64(0xFFFFFFFF)
+_PHILOX_M0, _PHILOX_M1 = np.uint64(0xD2E7470EE14C6C93), np.uint64(0xCA5A826395121157)
+_PHILOX_W0, _PHILOX_W1 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBB67AE8584CAA73B)
 
 # Coefficients of Wichura 1988, AS 241 (PPND16), constant term first.
 _CENTRE_TOP = (
@@ -72,28 +77,29 @@ _TAIL_BOTTOM = (
 )  # fmt: skip
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def exp(x):
     """e^x in float64, relative error below 1e-15; 0 below -708, inf above 709."""
-    if x > 709.0:
-        return math.inf
-    if x < -708.0:
-        return 0.0
-    n = math.floor(x * _LOG2_E + 0.5)
-    r = (x - n * _LN2_HIGH) - n * _LN2_LOW
+    y = min(max(x, -708.0), 709.0)
+    n = np.floor(y * _LOG2_E + 0.5)
+    r = (y - n * _LN2_HIGH) - n * _LN2_LOW
     e = 1.0  # Taylor to r^13 / 13! by Horner's rule, |r| <= ln 2 / 2
     for k in range(13, 0, -1):
         e = 1.0 + e * r / k
-    return math.ldexp(e, int(n))
+    # The low bits of n + 1.5 * 2^52 are n; adding them to the exponent of e multiplies it by 2^n.
+    exponent = np.float64(n + 6755399441055744.0).view(np.int64) << np.int64(52)
+    value = np.int64(np.float64(e).view(np.int64) + exponent).view(np.float64)
+    return math.inf if x > 709.0 else (0.0 if x < -708.0 else value)
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def log(x):
-    """Natural logarithm of a positive float64, error below 1e-15 times max(1, |log x|)."""
-    m, n = math.frexp(x)
-    if m < 0.7071067811865476:
-        m *= 2.0
-        n -= 1
+    """Natural logarithm of a positive normal float64, error below 1e-15 times max(1, |log x|)."""
+    bits = np.float64(x).view(np.int64)
+    n = (bits >> np.int64(52)) - 1022  # x = m 2^n, m in [0.5, 1)
+    m = np.int64(bits & np.int64(0xFFFFFFFFFFFFF) | np.int64(1022 << 52)).view(np.float64)
+    small = m < 0.7071067811865476
+    m, n = (2.0 * m, n - 1) if small else (m, n)
     f = (m - 1.0) / (m + 1.0)  # log m = 2 atanh f = 2 (f + f^3/3 + ...), |f| <= 0.1716
     f2 = f * f
     tail = 0.0
@@ -138,48 +144,95 @@ def _normal(bits):
 
 
 @njit(cache=True)
-def _sigma(bits, log_uniform, first, second):
-    if log_uniform:
-        low, high = log(first), log(second)
-        return exp(low + _unit(bits) * (high - low))
-    return log(1.0 + exp(_normal(bits))) + first  # softplus(n) + offset
+def _multiply_high(a, b):
+    """The upper 64 of the 128 bits of a * b, from products of 32-bit halves, which fit 64."""
+    a_low, a_high, b_low, b_high = a & _LOW_32, a >> _U32, b & _LOW_32, b >> _U32
+    low_high = a_low * b_high
+    middle = (a_low * b_low >> _U32) + (low_high & _LOW_32) + a_high * b_low
+    return a_high * b_high + (low_high >> _U32) + (middle >> _U32)
 
 
 @njit(cache=True)
-def draw_theta(bits, channels, ranges, log_uniform, theta):
-    """Turn random bits into parameter vectors, in the order of equations 1 and 2.
+def philox(seed, index, words):
+    """Philox4x64-10 (Salmon et al. 2011), key (seed, 0), counter (1, 2, ..., index, 0, 0).
 
-    bits: uint64 [N, 1 + K(C+6)], one word a parameter, the scale's first.
+    seed, index: uint64; words: uint64 [4 n], written: NumPy's Philox(...).random_raw(4 n).
+    """
+    for block in range(words.shape[0] // 4):
+        c0, c1, c2, c3 = np.uint64(block + 1), index, np.uint64(0), np.uint64(0)
+        k0, k1 = seed, np.uint64(0)
+        for _ in range(10):
+            high0, high1 = _multiply_high(_PHILOX_M0, c0), _multiply_high(_PHILOX_M1, c2)
+            c0, c1, c2, c3 = high1 ^ c1 ^ k0, _PHILOX_M1 * c2, high0 ^ c3 ^ k1, _PHILOX_M0 * c0
+            k0, k1 = k0 + _PHILOX_W0, k1 + _PHILOX_W1
+        words[4 * block], words[4 * block + 1] = c0, c1
+        words[4 * block + 2], words[4 * block + 3] = c2, c3
+
+
+@njit(cache=True, error_model="numpy")
+def _exp_all(x):
+    """exp in place: a loop of nothing else, so that it becomes vector instructions."""
+    for i in range(x.shape[0]):
+        x[i] = exp(x[i])
+
+
+@njit(cache=True, error_model="numpy")
+def _softplus_all(x):
+    _exp_all(x)
+    for i in range(x.shape[0]):
+        x[i] = log(1.0 + x[i])
+
+
+@njit(cache=True)
+def draw_theta(seed, start, normal_count, channels, ranges, log_uniform, normal_index, theta):
+    """Draw samples `start`, `start` + 1, ...: see prior.py for the words, in order.
+
     ranges: float64 [9] = color low, high, mean low, high, sigma first, second, max |rho|,
     scale low, high; sigma's two are low, high when `log_uniform`, else offset and nothing.
-    theta: float32 [N, K(C+6)+1], written.
+    normal_index: int64 [N] and theta: float32 [N, K(C+6)+1], written.
     """
-    width = channels + 6
-    components = (theta.shape[1] - 1) // width
+    fields = channels + 6
+    components = (theta.shape[1] - 1) // fields
+    words = np.empty((theta.shape[1] + 4) // 4 * 4, np.uint64)
     share = np.empty(components, np.float64)
+    sigma = np.empty(2 * components, np.float64)
+    low, width = ranges[4], 0.0
+    if log_uniform:
+        low = log(ranges[4])
+        width = log(ranges[5]) - low
     for i in range(theta.shape[0]):
+        philox(np.uint64(seed), np.uint64(start + i), words)
+        # 53 bits times the count, rounded down; the bias is below normal_count / 2^53.
+        normal_index[i] = int(_unit(words[0]) * normal_count)
+        theta[i, components * fields] = ranges[7] + _unit(words[1]) * (ranges[8] - ranges[7])
+        for k in range(components):
+            word = 2 + k * fields + channels
+            share[k] = _normal(words[word + 5])
+            for c in range(2):
+                bits = words[word + 2 + c]
+                sigma[2 * k + c] = low + _unit(bits) * width if log_uniform else _normal(bits)
+        _exp_all(share)
+        if log_uniform:
+            _exp_all(sigma)
+        else:
+            _softplus_all(sigma)
         total = 0.0
         for k in range(components):
-            start = 1 + k * width
-            share[k] = exp(_normal(bits[i, start + channels + 5]))
             total += share[k]
         for k in range(components):
-            word, value = 1 + k * width, k * width
+            word, value = 2 + k * fields, k * fields
             for c in range(channels):
-                u = _unit(bits[i, word + c])
+                u = _unit(words[word + c])
                 theta[i, value + c] = ranges[0] + u * (ranges[1] - ranges[0])
             word += channels
             value += channels
             for c in range(2):
-                u = _unit(bits[i, word + c])
+                u = _unit(words[word + c])
                 theta[i, value + c] = ranges[2] + u * (ranges[3] - ranges[2])
-                theta[i, value + 2 + c] = _sigma(
-                    bits[i, word + 2 + c], log_uniform, ranges[4], ranges[5]
-                )
-            theta[i, value + 4] = ranges[6] * (2.0 * _unit(bits[i, word + 4]) - 1.0)
+                offset = 0.0 if log_uniform else ranges[4]
+                theta[i, value + 2 + c] = sigma[2 * k + c] + offset
+            theta[i, value + 4] = ranges[6] * (2.0 * _unit(words[word + 4]) - 1.0)
             theta[i, value + 5] = share[k] / total  # softmax of K normals
-        u = _unit(bits[i, 0])
-        theta[i, components * width] = ranges[7] + u * (ranges[8] - ranges[7])
 
 
 @njit(cache=True, error_model="numpy")
@@ -398,26 +451,24 @@ def _add_sharp(part, x, y, step_x, step_y, weights, sums):
 def _paint_tile(parts, sharp, weights, visible, x, y, step_x, step_y, state, sums):
     """Write a tile's sums: the visible components, of which only the numbers in `visible`."""
     sums[:] = np.float32(0.0)
-    chosen = np.zeros(4, np.int64)
-    waiting = 0
+    smooth = np.zeros(visible.shape[0] + 3, np.int64)
+    count = 0
     for n in visible:
         if sharp[n]:
             _add_sharp(parts[n], x, y, step_x, step_y, weights[n], sums)
-            continue
-        own = slice(waiting * _COLUMNS, (waiting + 1) * _COLUMNS)
-        _start(
-            parts[n], x, y + _HALF * step_y, step_x, step_y,
-            state[0, own], state[1, own], state[2, own], state[3, own],
-        )  # fmt: skip
-        chosen[waiting] = n
-        waiting += 1
-        if waiting == 4:
-            _add_smooth(state, weights, chosen, sums)
-            waiting = 0
-    if waiting > 0:
-        state[0, waiting * _COLUMNS :] = np.float32(0.0)
-        state[2, waiting * _COLUMNS :] = np.float32(0.0)
-        _add_smooth(state, weights, chosen, sums)
+        else:
+            smooth[count] = n
+            count += 1
+    for first in range(0, count, 4):
+        for k in range(4):
+            own = slice(k * _COLUMNS, (k + 1) * _COLUMNS)
+            g, ratio, g_up, ratio_up = state[0, own], state[1, own], state[2, own], state[3, own]
+            if first + k < count:
+                part = parts[smooth[first + k]]
+                _start(part, x, y + _HALF * step_y, step_x, step_y, g, ratio, g_up, ratio_up)
+            else:
+                g[:], g_up[:] = np.float32(0.0), np.float32(0.0)
+        _add_smooth(state, weights, smooth[first : first + 4], sums)
 
 
 @njit(cache=True)
@@ -428,7 +479,7 @@ def _keep_larger(largest, density):
 
 @njit(cache=True, error_model="numpy")
 def _mix_color(normal, sums, scale, out):
-    """Equation 7 on a row of a tile: normal, out uint8 [3 n]; sums float32 [4 * 64]."""
+    """Equation 7 on a row of a tile: normal, out uint8 [3 n]; sums float32 [4 * 112]."""
     low, high, half = np.float32(0.0), np.float32(255.0), np.float32(0.5)
     for i in range(out.shape[0] // 3):
         share = sums[i]
@@ -456,8 +507,8 @@ def _mix_grey(normal, sums, scale, out):
 def _render_image(normal, theta, out, tiles, state):
     """Equations 3 to 7 for one image: normal, out uint8 [H, W, C].
 
-    tiles: float32 [ceil(H / 16), ceil(W / 64), 16 * 4 * 64], overwritten with the sums; state:
-    float32 [4, 4 * 64], finite, overwritten.
+    tiles: float32 [ceil(H / 16), ceil(W / 112), 16 * 4 * 112], overwritten with the sums; state:
+    float32 [4, 4 * 112], finite, overwritten.
     """
     height, width, channels = normal.shape
     step_x, step_y = 2.0 / (width - 1), 2.0 / (height - 1)
@@ -472,25 +523,26 @@ def _render_image(normal, theta, out, tiles, state):
     for down in range(tiles.shape[0]):
         y = down * _ROWS * step_y - 1.0
         for n in range(count):
-            extents[n] = _extent(parts[n], y, y + (_ROWS - 1) * step_y)
-        for right in range(tiles.shape[1]):
-            x = right * _COLUMNS * step_x - 1.0
+            left, right = _extent(parts[n], y, y + (_ROWS - 1) * step_y)
+            extents[n, 0], extents[n, 1] = left, right
+        for across in range(tiles.shape[1]):
+            x = across * _COLUMNS * step_x - 1.0
             found = 0
             for n in range(count):
                 if extents[n, 0] <= x + (_COLUMNS - 1) * step_x and extents[n, 1] >= x:
                     visible[found] = n
                     found += 1
-            sums = tiles[down, right]
+            sums = tiles[down, across]
             _paint_tile(parts, sharp, weights, visible[:found], x, y, step_x, step_y, state, sums)
-            columns = min(_COLUMNS, width - right * _COLUMNS)
+            columns = min(_COLUMNS, width - across * _COLUMNS)
             for row in range(min(_ROWS, height - down * _ROWS)):
                 _keep_larger(largest, sums[row * _ROW : row * _ROW + columns])
     peak = largest.max()
     scale = theta[theta.shape[0] - 1] / peak if peak > 0.0 else np.float32(0.0)
     for i in range(height):
-        for right in range(tiles.shape[1]):
-            sums = tiles[i // _ROWS, right, i % _ROWS * _ROW :]
-            first = right * _COLUMNS * channels
+        for across in range(tiles.shape[1]):
+            sums = tiles[i // _ROWS, across, i % _ROWS * _ROW :]
+            first = across * _COLUMNS * channels
             last = min(first + _COLUMNS * channels, width * channels)
             before, after = normal[i].reshape(-1)[first:last], out[i].reshape(-1)[first:last]
             if channels == 3:

@@ -29,6 +29,15 @@ def test_normal_quantile_is_the_inverse_of_the_normal_distribution(u: float):
     assert _kernel.normal_quantile(u) == pytest.approx(NormalDist().inv_cdf(u), rel=1e-9, abs=1e-9)
 
 
+@given(st.integers(0, 2**63 - 1), st.integers(0, 2**63 - 1))
+def test_philox_is_that_of_numpy(seed: int, index: int):
+    words = np.empty(12, np.uint64)
+    _kernel.philox(np.uint64(seed), np.uint64(index), words)
+    key = np.array([seed, 0], np.uint64)
+    expected = np.random.Philox(key=key, counter=[0, index, 0, 0]).random_raw(12)
+    assert (words == expected).all()
+
+
 def naive_theta(recipe: Recipe, index: int) -> list[float]:
     """Sample `index` drawn as prior.py says, one word at a time."""
     words = np.random.Philox(key=[recipe.seed, 0], counter=[0, index, 0, 0]).random_raw(2000)

@@ -2,7 +2,9 @@ import hashlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 
@@ -35,7 +37,7 @@ def paint(normal: np.ndarray, *components: list[float], scale: float) -> np.ndar
 
 
 @pytest.mark.parametrize("name", ["paper", "fine"])
-@pytest.mark.parametrize("size", [(224, 224), (61, 90)])
+@pytest.mark.parametrize("size", [(224, 224), (61, 90), (17, 241)])
 def test_render_agrees_with_float64(name: str, size: tuple[int, int]):
     recipe = load_recipe(name)
     normals = noise(5, *size, 3)
@@ -79,19 +81,19 @@ def test_render_of_a_large_image_keeps_the_accuracy():
 
 
 # A change here is a change of every dataset: none of those built before can be resumed or extended.
-def test_draws_and_pixels_are_what_they_were():
+@pytest.mark.parametrize(
+    ("name", "theta_hash", "pixel_hash"),
+    [
+        ("paper", "1b209df1e1e1fd06", "0b94bfbd3d4a2a5b"),
+        ("fine", "cd66e7382c165b9f", "d59e11032f3eccfb"),
+    ],
+)
+def test_draws_and_pixels_are_what_they_were(name: str, theta_hash: str, pixel_hash: str):
     ramp = np.arange(40 * 40 * 3).reshape(1, 40, 40, 3).astype(np.uint8)
-    hashes = []
-    for name in ("paper", "fine"):
-        normal_index, theta = draw(load_recipe(name), 999_990, 1_000_010, 1)
-        for array in (theta, render(ramp, normal_index, theta)):
-            hashes.append(hashlib.sha256(array.tobytes()).hexdigest()[:16])
-    assert hashes == [
-        "1b209df1e1e1fd06",
-        "0b94bfbd3d4a2a5b",
-        "cd66e7382c165b9f",
-        "d59e11032f3eccfb",
-    ]
+    normal_index, theta = draw(load_recipe(name), 999_990, 1_000_010, 1)
+    assert hashlib.sha256(theta.tobytes()).hexdigest()[:16] == theta_hash
+    pixels = render(ramp, normal_index, theta)
+    assert hashlib.sha256(pixels.tobytes()).hexdigest()[:16] == pixel_hash
 
 
 # sigma 0.2 on five pixels 0.5 apart: a neighbour has exp(-3.125) = 0.0439 of the peak, a
@@ -162,12 +164,29 @@ def test_render_of_a_needle_that_misses_every_pixel_agrees_with_float64():
     assert (paint(normal, theta[:-1].tolist(), scale=1) == naive.render(normal, theta)).all()
 
 
-def test_render_of_a_batch_is_the_render_of_each():
-    normals = noise(3, 33, 35, 3)
+def test_render_of_a_batch_is_the_render_of_each_at_any_number_of_threads():
+    normals = noise(3, 33, 135, 3)
     normal_index, theta = draw(load_recipe("fine"), 0, 9, 3)
     together = render(normals, normal_index, theta)
     alone = [render(normals, normal_index[i : i + 1], theta[i : i + 1])[0] for i in range(9)]
     assert (together == np.stack(alone)).all()
+    threads = numba.get_num_threads()
+    try:
+        numba.set_num_threads(1)
+        assert (together == render(normals, normal_index, theta)).all()
+    finally:
+        numba.set_num_threads(threads)
+
+
+def test_render_writes_to_the_given_array():
+    normals = noise(1, 16, 16, 1)
+    grey = load_recipe("fine").model_copy(update={"channels": 1})
+    normal_index, theta = draw(grey, 0, 2, 1)
+    out = np.empty((2, 16, 16, 1), np.uint8)
+    assert render(normals, normal_index, theta, out) is out
+    assert (out == render(normals, normal_index, theta)).all()
+    with pytest.raises(BuilderError, match=r"expected contiguous uint8 \[2, 16, 16, 1\], found"):
+        render(normals, normal_index, theta, out[:1])
 
 
 @pytest.mark.parametrize(
@@ -206,24 +225,55 @@ def test_render_of_the_wrong_arrays_is_refused():
         render(normals, index[:1], theta)
 
 
+# Prints a hash of everything that a compiler could get wrong.
+PROGRAM = """
+import hashlib
+import numpy as np
+from builder.prior import draw
+from builder.recipe import load_recipe
+from builder.render import render
+
+digest = hashlib.sha256()
+for name in ("paper", "fine"):
+    for channels in (1, 3):
+        recipe = load_recipe(name).model_copy(update={"channels": channels})
+        normals = np.random.default_rng(0).integers(0, 256, (2, HEIGHT, WIDTH, channels))
+        normal_index, theta = draw(recipe, 0, SAMPLES, 2)
+        digest.update(theta.tobytes())
+        digest.update(render(normals.astype(np.uint8), normal_index, theta).tobytes())
+print(digest.hexdigest())
+"""
+
+
+def hash_in_another_process(samples: int, height: int, width: int, **environment: str) -> str:
+    program = PROGRAM.replace("SAMPLES", f"{samples}").replace("HEIGHT", f"{height}")
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program.replace("WIDTH", f"{width}")],
+        env={**os.environ, "NUMBA_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+
 def test_render_without_compilation_gives_the_same_bytes():
-    program = (
-        "import hashlib, numpy as np\n"
-        "from builder.prior import draw\n"
-        "from builder.recipe import load_recipe\n"
-        "from builder.render import render\n"
-        "normals = np.random.default_rng(0).integers(0, 256, (2, 24, 40, 3)).astype(np.uint8)\n"
-        "i, theta = draw(load_recipe('fine'), 0, 4, 2)\n"
-        "print(hashlib.sha256(theta.tobytes() + render(normals, i, theta).tobytes()).hexdigest())\n"
+    compiled = hash_in_another_process(1, 24, 40)
+    assert hash_in_another_process(1, 24, 40, NUMBA_DISABLE_JIT="1") == compiled
+
+
+@pytest.fixture(scope="module")
+def hash_on_this_cpu() -> str:
+    return hash_in_another_process(12, 100, 150)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cpu", ["x86-64", "haswell", "skylake-avx512"])
+def test_bytes_do_not_depend_on_the_cpu(cpu: str, hash_on_this_cpu: str, tmp_path: Path):
+    needed = {"x86-64": "sse2", "haswell": "avx2", "skylake-avx512": "avx512f"}[cpu]
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists() or needed not in cpuinfo.read_text().split():
+        pytest.skip(f"this CPU has no {needed}")
+    compiled_for_it = hash_in_another_process(
+        12, 100, 150, NUMBA_CPU_NAME=cpu, NUMBA_CPU_FEATURES="", NUMBA_CACHE_DIR=str(tmp_path)
     )
-    runs = [
-        subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", program],
-            env={**os.environ, **extra},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for extra in ({}, {"NUMBA_DISABLE_JIT": "1"})
-    ]
-    assert runs[0] == runs[1]
+    assert compiled_for_it == hash_on_this_cpu
