@@ -17,7 +17,8 @@ from builder.scratch import normals_table
 from builder.storage import open_storage
 
 # Another libjpeg may round coefficients the other way. At quality 95 a step is at most 12, of which
-# at most a quarter reaches a pixel: this bound lets several of them meet, and no visible forgery.
+# at most a quarter reaches a pixel; several meet in a block. Photographs encoded with one in ten
+# pixels off by one, which is more than that, differed by up to 15 after decoding.
 MAX_JPEG_DIFFERENCE = 16
 
 Flags = npt.NDArray[np.bool_]

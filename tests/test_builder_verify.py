@@ -426,6 +426,47 @@ def test_other_codecs_render_and_rebuild_to_the_same(
     assert (found.counts.rerendered, found.counts.rebuilt) == (7, 2)
 
 
+def test_jpeg_of_another_library_may_differ_by_its_rounding_alone(
+    photographs: Path, tmp_path: Path
+):
+    out = tmp_path / "out"
+    run(photographs, out, codec="jpeg", samples=2, samples_per_shard=2)
+    shard, key = "data/train-00000-of-00001.tar", "000000001"
+
+    def altered(name: str, data: bytes) -> bytes:
+        if name != f"{key}.jpg":
+            return data
+        with Image.open(io.BytesIO(data)) as image:
+            pixels = np.asarray(image)
+        return encoded_pixels(pixels)
+
+    edit(out / shard, altered)
+    forge(out)
+    found = verify(str(out), rerender=2, jobs=1)
+    assert kinds(found) == [("rerender", shard, key)]
+
+    for name in ("plan.json", "dataset.json"):
+        fields = json.loads((out / name).read_text())
+        fields["environment"]["libjpeg"] = "turbo 0.1"
+        (out / name).write_text(json.dumps(fields))
+    forge(out)
+    found = verify(str(out), rerender=2, jobs=1)
+    assert found.faults == []
+    assert found.notes[0].startswith("JPEGs are of libjpeg turbo 0.1, here is ")
+
+    with Image.open(photographs / "wood/001.bmp") as photograph:
+        other = encoded_pixels(np.asarray(photograph.convert("RGB").resize((32, 32))))
+    edit(out / shard, lambda name, x: other if name == f"{key}.jpg" else x)
+    forge(out)
+    assert kinds(verify(str(out), rerender=2, jobs=1)) == [("rerender", shard, key)]
+
+
+def encoded_pixels(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=95, subsampling=0)
+    return file.getvalue()
+
+
 def test_rebuilt_shards_that_differ_are_named_with_the_member(copy: Path):
     edit_theta(copy, "000000008.theta.npy", 0, 0.5)
     found = verify(str(copy), rebuilds=4, jobs=1)
