@@ -22,9 +22,9 @@ from builder.storage import open_storage
 from builder.verify import verify
 from builder.work import Done, build_shard
 from tests import naive
+from tests.forging import edit
 from tests.shards_by_hand import flip_byte, npy_bytes, rehash
 from tests.test_builder_build import hashes, members, recipe
-from tests.test_builder_verify import edit
 
 PACKED = "data/theta-00001-of-00004.tar"
 
