@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from builder.errors import BuilderError
@@ -50,14 +51,19 @@ def ray_engine(address: str | None, jobs: int | None) -> Engine:
         if "://" not in url:
             url = str(Path(url).absolute())
         # Ray states dead workers and nodes on stdout, which is for our summary alone.
-        with redirect_stdout(sys.stderr), _cluster(ray, address, jobs):
+        with (
+            redirect_stdout(sys.stderr),
+            # Ray leaves its logs behind otherwise.
+            TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder,
+            _cluster(ray, address, jobs, folder),
+        ):
             yield from _results(ray, url, indices, deep, jobs)
 
     return run
 
 
 @contextmanager
-def _cluster(ray: Any, address: str | None, jobs: int | None) -> Iterator[None]:
+def _cluster(ray: Any, address: str | None, jobs: int | None, folder: str) -> Iterator[None]:
     """Join a cluster, or start one on 127.0.0.1 that ends with the block."""
     heeded = signal.getsignal(signal.SIGTERM)
     common: dict[str, Any] = {
@@ -74,6 +80,7 @@ def _cluster(ray: Any, address: str | None, jobs: int | None) -> Iterator[None]:
             "num_cpus": jobs or usable_cores(),
             "object_store_memory": _OBJECT_STORE_BYTES,
             "include_dashboard": False,
+            "_temp_dir": folder,
         }
     else:
         _refuse_silent(address)

@@ -10,7 +10,6 @@ options = {
     "num_cpus": 1,
     "object_store_memory": 80 * 2**20,
     "include_dashboard": False,
-    "temp_dir": sys.argv[1],
 }
 cluster.add_node(**options)
 second = cluster.add_node(**options)
