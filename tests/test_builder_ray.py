@@ -71,6 +71,7 @@ def building(raylet: int) -> list[int]:
     return [pid for pid in children(raylet) if b"_build" in Path(f"/proc/{pid}/comm").read_bytes()]
 
 
+@pytest.mark.slow
 def test_ray_cluster_that_loses_a_node_builds_the_same_bytes(cluster, planned: Path, calm):
     process = start(
         "work", str(planned), "--engine", "ray", "--address", cluster["address"], **LOCAL
@@ -90,6 +91,7 @@ def test_ray_cluster_that_loses_a_node_builds_the_same_bytes(cluster, planned: P
     assert finished(planned) == calm
 
 
+@pytest.mark.slow
 def test_ray_started_here_builds_the_same_bytes_and_leaves_nothing(planned: Path, calm):
     relative = os.path.relpath(planned)
     process = start("work", relative, "--engine", "ray", "--jobs", "2")
@@ -100,6 +102,7 @@ def test_ray_started_here_builds_the_same_bytes_and_leaves_nothing(planned: Path
     assert of_session(process.pid) == []
 
 
+@pytest.mark.slow
 def test_terminated_work_on_ray_ends_at_once_and_leaves_nothing(planned: Path):
     process = start("work", str(planned), "--engine", "ray", "--jobs", "2")
     wait_for_shards(planned, process)
@@ -111,6 +114,7 @@ def test_terminated_work_on_ray_ends_at_once_and_leaves_nothing(planned: Path):
     assert not (planned / "dataset.json").exists()
 
 
+@pytest.mark.slow
 def test_shard_whose_ray_workers_die_again_and_again_ends_the_work(planned: Path):
     process = start("work", str(planned), "--engine", "ray", "--jobs", "1")
     deadline = time.monotonic() + 60

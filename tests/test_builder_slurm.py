@@ -24,7 +24,8 @@ def answer_of_slurm() -> str:
     if shutil.which("sbatch") is None:
         return "no sbatch here"
     try:
-        shown = run("sinfo", "--noheader", "--responding", "--format=%T", check=False)
+        words = ("sinfo", "--noheader", "--responding", "--format=%T")
+        shown = subprocess.run(words, capture_output=True, text=True, timeout=10).stdout
     except subprocess.TimeoutExpired:
         return "slurmctld does not answer"
     if not re.search("idle|mixed|allocated", shown):
@@ -38,7 +39,10 @@ def run(*words: str, check: bool = True) -> str:
     return done.stdout
 
 
-pytestmark = pytest.mark.skipif(bool(answer_of_slurm()), reason=answer_of_slurm() or "-")
+@pytest.fixture(autouse=True)
+def slurm() -> None:
+    if lacking := answer_of_slurm():
+        pytest.skip(lacking)
 
 
 def wait(condition: Callable[[], object]) -> None:
@@ -80,6 +84,7 @@ def in_queue(job: str) -> bool:
     return bool(run("squeue", "--noheader", "--jobs", job, check=False).strip())
 
 
+@pytest.mark.slow
 def test_disturbed_slurm_arrays_build_the_same_bytes(photographs: Path, tmp_path: Path):
     calm = calm_hashes(photographs, tmp_path / "calm", **MANY)
     out, logs = plan_only(photographs, tmp_path / "o u't", **MANY), tmp_path / "logs"
