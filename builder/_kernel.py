@@ -1,7 +1,7 @@
-"""Every compiled function of the builder: deterministic exp and log, the prior, the renderer.
+"""The builder's compiled functions: deterministic exp and log, the prior, the renderer.
 
 One file, and math, numba and numpy only, because Numba's on-disk cache does not notice an edit in
-another file. No state between calls, no fastmath, and no libm call but sqrt and floor, which are
+another file that it calls. No state between calls, no fastmath, and no libm call but sqrt and floor, which are
 exact by definition: the same bits on every CPU.
 """
 
@@ -10,9 +10,9 @@ import math
 import numpy as np
 from numba import njit, prange
 
-# The image is painted in tiles whose sums stay near the core: 16 rows of 112 columns, 28 KiB. 112
-# is half of 224, a multiple of the widest register's 16, and no power of two, which would put all
-# rows in the same few lines of the L1 cache.
+# The image is painted in tiles whose sums stay near the core: 28 KiB. 112 columns are half of 224,
+# a multiple of the widest register's 16, and no power of two: then all rows of a tile would share
+# few lines of the L1 cache.
 _COLUMNS = 112
 _HALF = 8  # rows that the recurrence goes up and down from a tile's middle, to bound its error
 _ROWS = 2 * _HALF
@@ -40,41 +40,31 @@ _LOG2_E = 1.4426950408889634
 _LN2_HIGH = 0.693147180369123816490  # ln 2 in two parts: n * high is exact for |n| < 2^20
 _LN2_LOW = 1.90821492927058770002e-10
 
-_U32, _LOW_32 = np.uint64(32), np.uint64(0xFFFFFFFF)
-_PHILOX_M0, _PHILOX_M1 = np.uint64(0xD2E7470EE14C6C93), np.uint64(0xCA5A826395121157)
-_PHILOX_W0, _PHILOX_W1 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBB67AE8584CAA73B)
-
 # Coefficients of Wichura 1988, AS 241 (PPND16), constant term first.
 _CENTRE_TOP = (
     3.3871328727963666080, 1.3314166789178437745e2, 1.9715909503065514427e3,
     1.3731693765509461125e4, 4.5921953931549871457e4, 6.7265770927008700853e4,
-    3.3430575583588128105e4, 2.5090809287301226727e3,
-)  # fmt: skip
+    3.3430575583588128105e4, 2.5090809287301226727e3)  # fmt: skip
 _CENTRE_BOTTOM = (
     1.0, 4.2313330701600911252e1, 6.8718700749205790830e2, 5.3941960214247511077e3,
     2.1213794301586595867e4, 3.9307895800092710610e4, 2.8729085735721942674e4,
-    5.2264952788528545610e3,
-)  # fmt: skip
+    5.2264952788528545610e3)  # fmt: skip
 _MIDDLE_TOP = (
     1.42343711074968357734, 4.63033784615654529590, 5.76949722146069140550,
     3.64784832476320460504, 1.27045825245236838258, 2.41780725177450611770e-1,
-    2.27238449892691845833e-2, 7.74545014278341407640e-4,
-)  # fmt: skip
+    2.27238449892691845833e-2, 7.74545014278341407640e-4)  # fmt: skip
 _MIDDLE_BOTTOM = (
     1.0, 2.05319162663775882187, 1.67638483018380384940, 6.89767334985100004550e-1,
     1.48103976427480074590e-1, 1.51986665636164571966e-2, 5.47593808499534494600e-4,
-    1.05075007164441684324e-9,
-)  # fmt: skip
+    1.05075007164441684324e-9)  # fmt: skip
 _TAIL_TOP = (
     6.65790464350110377720, 5.46378491116411436990, 1.78482653991729133580,
     2.96560571828504891230e-1, 2.65321895265761230930e-2, 1.24266094738807843860e-3,
-    2.71155556874348757815e-5, 2.01033439929228813265e-7,
-)  # fmt: skip
+    2.71155556874348757815e-5, 2.01033439929228813265e-7)  # fmt: skip
 _TAIL_BOTTOM = (
     1.0, 5.99832206555887937690e-1, 1.36929880922735805310e-1, 1.48753612908506148525e-2,
     7.86869131145613259100e-4, 1.84631831751005468180e-5, 1.42151175831644588870e-7,
-    2.04426310338993978564e-15,
-)  # fmt: skip
+    2.04426310338993978564e-15)  # fmt: skip
 
 
 @njit(cache=True, error_model="numpy")
@@ -143,32 +133,6 @@ def _normal(bits):
     return normal_quantile((float(bits >> np.uint64(12)) + 0.5) * (1.0 / 4503599627370496.0))
 
 
-@njit(cache=True)
-def _multiply_high(a, b):
-    """The upper 64 of the 128 bits of a * b, from products of 32-bit halves, which fit 64."""
-    a_low, a_high, b_low, b_high = a & _LOW_32, a >> _U32, b & _LOW_32, b >> _U32
-    low_high = a_low * b_high
-    middle = (a_low * b_low >> _U32) + (low_high & _LOW_32) + a_high * b_low
-    return a_high * b_high + (low_high >> _U32) + (middle >> _U32)
-
-
-@njit(cache=True)
-def philox(seed, index, words):
-    """Philox4x64-10 (Salmon et al. 2011), key (seed, 0), counter (1, 2, ..., index, 0, 0).
-
-    seed, index: uint64; words: uint64 [4 n], written: NumPy's Philox(...).random_raw(4 n).
-    """
-    for block in range(words.shape[0] // 4):
-        c0, c1, c2, c3 = np.uint64(block + 1), index, np.uint64(0), np.uint64(0)
-        k0, k1 = seed, np.uint64(0)
-        for _ in range(10):
-            high0, high1 = _multiply_high(_PHILOX_M0, c0), _multiply_high(_PHILOX_M1, c2)
-            c0, c1, c2, c3 = high1 ^ c1 ^ k0, _PHILOX_M1 * c2, high0 ^ c3 ^ k1, _PHILOX_M0 * c0
-            k0, k1 = k0 + _PHILOX_W0, k1 + _PHILOX_W1
-        words[4 * block], words[4 * block + 1] = c0, c1
-        words[4 * block + 2], words[4 * block + 3] = c2, c3
-
-
 @njit(cache=True, error_model="numpy")
 def _exp_all(x):
     """exp in place: a loop of nothing else, so that it becomes vector instructions."""
@@ -176,51 +140,37 @@ def _exp_all(x):
         x[i] = exp(x[i])
 
 
-@njit(cache=True, error_model="numpy")
-def _softplus_all(x):
-    _exp_all(x)
-    for i in range(x.shape[0]):
-        x[i] = log(1.0 + x[i])
-
-
 @njit(cache=True)
-def draw_theta(seed, start, normal_count, channels, ranges, log_uniform, normal_index, theta):
-    """Draw samples `start`, `start` + 1, ...: see prior.py for the words, in order.
+def draw_theta(bits, channels, ranges, log_uniform, theta):
+    """Turn random bits into parameter vectors, in the order of equations 1 and 2.
 
+    bits: uint64 [N, at least 1 + K(C+6)], one word a parameter, the scale's first.
     ranges: float64 [9] = color low, high, mean low, high, sigma first, second, max |rho|,
     scale low, high; sigma's two are low, high when `log_uniform`, else offset and nothing.
-    normal_index: int64 [N] and theta: float32 [N, K(C+6)+1], written.
+    theta: float32 [N, K(C+6)+1], written.
     """
     fields = channels + 6
     components = (theta.shape[1] - 1) // fields
-    words = np.empty((theta.shape[1] + 4) // 4 * 4, np.uint64)
     share = np.empty(components, np.float64)
     sigma = np.empty(2 * components, np.float64)
-    low, width = ranges[4], 0.0
-    if log_uniform:
-        low = log(ranges[4])
-        width = log(ranges[5]) - low
+    low = log(ranges[4]) if log_uniform else 0.0
+    width = log(ranges[5]) - low if log_uniform else 0.0
     for i in range(theta.shape[0]):
-        philox(np.uint64(seed), np.uint64(start + i), words)
-        # 53 bits times the count, rounded down; the bias is below normal_count / 2^53.
-        normal_index[i] = int(_unit(words[0]) * normal_count)
-        theta[i, components * fields] = ranges[7] + _unit(words[1]) * (ranges[8] - ranges[7])
+        words, scale = bits[i], ranges[7] + _unit(bits[i, 0]) * (ranges[8] - ranges[7])
+        theta[i, components * fields] = scale
         for k in range(components):
-            word = 2 + k * fields + channels
+            word = 1 + k * fields + channels
             share[k] = _normal(words[word + 5])
             for c in range(2):
-                bits = words[word + 2 + c]
-                sigma[2 * k + c] = low + _unit(bits) * width if log_uniform else _normal(bits)
+                own = words[word + 2 + c]
+                sigma[2 * k + c] = low + _unit(own) * width if log_uniform else _normal(own)
         _exp_all(share)
-        if log_uniform:
-            _exp_all(sigma)
-        else:
-            _softplus_all(sigma)
+        _exp_all(sigma)
         total = 0.0
+        for one in share:
+            total += one
         for k in range(components):
-            total += share[k]
-        for k in range(components):
-            word, value = 2 + k * fields, k * fields
+            word, value = 1 + k * fields, k * fields
             for c in range(channels):
                 u = _unit(words[word + c])
                 theta[i, value + c] = ranges[0] + u * (ranges[1] - ranges[0])
@@ -229,8 +179,8 @@ def draw_theta(seed, start, normal_count, channels, ranges, log_uniform, normal_
             for c in range(2):
                 u = _unit(words[word + c])
                 theta[i, value + c] = ranges[2] + u * (ranges[3] - ranges[2])
-                offset = 0.0 if log_uniform else ranges[4]
-                theta[i, value + 2 + c] = sigma[2 * k + c] + offset
+                e = sigma[2 * k + c]
+                theta[i, value + 2 + c] = e if log_uniform else log(1.0 + e) + ranges[4]
             theta[i, value + 4] = ranges[6] * (2.0 * _unit(words[word + 4]) - 1.0)
             theta[i, value + 5] = share[k] / total  # softmax of K normals
 
@@ -332,12 +282,10 @@ def _extent(part, top, bottom):
     left = min(max(-part[_RHO] * reach, low), high)
     right = min(max(part[_RHO] * reach, low), high)
     z_left, z_right = left / part[_SIGMA_Y], right / part[_SIGMA_Y]
-    return (
-        part[_MU_X] + part[_SLOPE] * left
-        - part[_WIDTH] * math.sqrt(max(0.0, visible - z_left * z_left)),
-        part[_MU_X] + part[_SLOPE] * right
-        + part[_WIDTH] * math.sqrt(max(0.0, visible - z_right * z_right)),
-    )  # fmt: skip
+    left_half = part[_WIDTH] * math.sqrt(max(0.0, visible - z_left * z_left))
+    right_half = part[_WIDTH] * math.sqrt(max(0.0, visible - z_right * z_right))
+    middle, slope = part[_MU_X], part[_SLOPE]
+    return middle + slope * left - left_half, middle + slope * right + right_half
 
 
 @njit(cache=True, error_model="numpy")
@@ -354,14 +302,13 @@ def _start(part, x, y, step_x, step_y, g, ratio, g_up, ratio_up):
     peak, curve = np.float32(part[_LOG_WEIGHT] - 0.5 * z_y * z_y), np.float32(-0.5 * narrow)
     fall = np.float32(-z_y / part[_SIGMA_Y] * step_y)
     tilt = np.float32(narrow * part[_SLOPE] * step_y)
-    largest = np.float32(40.0)
     for i in range(_COLUMNS):
         dx = first + np.float32(np.int32(i)) * step
         log_g = peak + curve * dx * dx
         value = _exp_float32(max(log_g, _LOG_FLUSH))
         value = value if log_g > _LOG_FLUSH else np.float32(0.0)
         # Where this clips, the component is invisible in all of the tile's rows.
-        forth = _exp_float32(min(max(fall + tilt * dx, -largest), largest))
+        forth = _exp_float32(min(max(fall + tilt * dx, np.float32(-40.0)), np.float32(40.0)))
         back = np.float32(1.0) / forth
         g[i], ratio[i] = value, forth
         g_up[i], ratio_up[i] = value * back, back
@@ -374,20 +321,15 @@ def _weights(weights, n, j):
 
 
 @njit(cache=True, error_model="numpy")
-def _add_two_rows(g, ratio, weights, chosen, j, near, far):
-    """Add four components to two rows of sums, j and j + 1 rows from where they started.
-
-    Four at once, so that a sum is loaded and stored once for all, and two rows, so that g is.
-    """
+def _add_two_rows(g, r, weights, chosen, j, near, far):
+    """Add four components to the two rows j and j + 1 from their start: fewer loads and stores."""
     a0, a1 = _weights(weights, chosen[0], j), _weights(weights, chosen[1], j)
     a2, a3 = _weights(weights, chosen[2], j), _weights(weights, chosen[3], j)
     b0, b1 = _weights(weights, chosen[0], j + 1), _weights(weights, chosen[1], j + 1)
     b2, b3 = _weights(weights, chosen[2], j + 1), _weights(weights, chosen[3], j + 1)
     for i in range(_COLUMNS):
-        g0, g1 = g[i], g[_COLUMNS + i]
-        g2, g3 = g[2 * _COLUMNS + i], g[3 * _COLUMNS + i]
-        r0, r1 = ratio[i], ratio[_COLUMNS + i]
-        r2, r3 = ratio[2 * _COLUMNS + i], ratio[3 * _COLUMNS + i]
+        g0, g1, g2, g3 = g[i], g[_COLUMNS + i], g[2 * _COLUMNS + i], g[3 * _COLUMNS + i]
+        r0, r1, r2, r3 = r[i], r[_COLUMNS + i], r[2 * _COLUMNS + i], r[3 * _COLUMNS + i]
         for p in range(_PLANES):
             near[p * _COLUMNS + i] += (g0 * a0[p] + g1 * a1[p]) + (g2 * a2[p] + g3 * a3[p])
         g0, g1, g2, g3 = g0 * r0, g1 * r1, g2 * r2, g3 * r3
@@ -429,7 +371,7 @@ def _add_chunk(dx, step, peak, curve, weights, sums):
 def _add_sharp(part, x, y, step_x, step_y, weights, sums):
     """Add a component too narrow for the recurrence to the tile at x, y, an exp for each pixel."""
     curve = -0.5 / (part[_WIDTH] * part[_WIDTH])
-    chunk = _CHUNK * step_x
+    chunk, chunks = _CHUNK * step_x, _COLUMNS / _CHUNK
     for row in range(_ROWS):
         dy = y + row * step_y - part[_MU_Y]
         z_y = dy / part[_SIGMA_Y]
@@ -438,10 +380,8 @@ def _add_sharp(part, x, y, step_x, step_y, weights, sums):
             continue
         centre = part[_MU_X] + part[_SLOPE] * dy
         reach = part[_WIDTH] * math.sqrt(2.0 * (peak - _LOG_CUT))
-        if centre + reach < x or centre - reach > x + (_COLUMNS - 1) * step_x:
-            continue
-        first = math.floor(max(0.0, (centre - reach - x) / chunk))
-        last = math.floor(min(_COLUMNS / _CHUNK - 1.0, (centre + reach - x) / chunk))
+        first = math.floor(min(max((centre - reach - x) / chunk, 0.0), chunks))
+        last = math.floor(min(max((centre + reach - x) / chunk, -1.0), chunks - 1.0))
         for n in range(first, last + 1):
             part_of_row = sums[row * _ROW + n * _CHUNK : (row + 1) * _ROW]
             _add_chunk(x + n * chunk - centre, step_x, peak, curve, weights, part_of_row)
@@ -472,35 +412,18 @@ def _paint_tile(parts, sharp, weights, visible, x, y, step_x, step_y, state, sum
 
 
 @njit(cache=True)
-def _keep_larger(largest, density):
-    for i in range(density.shape[0]):
-        largest[i] = max(largest[i], density[i])
+def _mix(normal, sums, scale, planes, out):
+    """Equation 7 on a row of a tile: normal, out uint8 [n C]; sums float32 [4 * 112].
 
-
-@njit(cache=True, error_model="numpy")
-def _mix_color(normal, sums, scale, out):
-    """Equation 7 on a row of a tile: normal, out uint8 [3 n]; sums float32 [4 * 112]."""
+    planes: (1, 2, 3) or (1,), the channels' sums; a tuple, as the compiler knows its length.
+    """
     low, high, half = np.float32(0.0), np.float32(255.0), np.float32(0.5)
-    for i in range(out.shape[0] // 3):
+    for i in range(out.shape[0] // len(planes)):
         share = sums[i]
-        red, green, blue = normal[3 * i], normal[3 * i + 1], normal[3 * i + 2]
-        r, g, b = np.float32(red), np.float32(green), np.float32(blue)
-        r = r + scale * (sums[_COLUMNS + i] - share * r) + half
-        g = g + scale * (sums[2 * _COLUMNS + i] - share * g) + half
-        b = b + scale * (sums[3 * _COLUMNS + i] - share * b) + half
-        out[3 * i] = np.uint8(min(max(r, low), high))
-        out[3 * i + 1] = np.uint8(min(max(g, low), high))
-        out[3 * i + 2] = np.uint8(min(max(b, low), high))
-
-
-@njit(cache=True, error_model="numpy")
-def _mix_grey(normal, sums, scale, out):
-    """The same for one channel: normal, out uint8 [n]."""
-    low, high, half = np.float32(0.0), np.float32(255.0), np.float32(0.5)
-    for i in range(out.shape[0]):
-        g = np.float32(normal[i])
-        g = g + scale * (sums[_COLUMNS + i] - sums[i] * g) + half
-        out[i] = np.uint8(min(max(g, low), high))
+        for c in range(len(planes)):
+            g = np.float32(normal[len(planes) * i + c])
+            value = g + scale * (sums[planes[c] * _COLUMNS + i] - share * g) + half
+            out[len(planes) * i + c] = np.uint8(min(max(value, low), high))
 
 
 @njit(cache=True)
@@ -536,7 +459,9 @@ def _render_image(normal, theta, out, tiles, state):
             _paint_tile(parts, sharp, weights, visible[:found], x, y, step_x, step_y, state, sums)
             columns = min(_COLUMNS, width - across * _COLUMNS)
             for row in range(min(_ROWS, height - down * _ROWS)):
-                _keep_larger(largest, sums[row * _ROW : row * _ROW + columns])
+                density = sums[row * _ROW : row * _ROW + columns]
+                for i in range(columns):
+                    largest[i] = max(largest[i], density[i])
     peak = largest.max()
     scale = theta[theta.shape[0] - 1] / peak if peak > 0.0 else np.float32(0.0)
     for i in range(height):
@@ -546,26 +471,20 @@ def _render_image(normal, theta, out, tiles, state):
             last = min(first + _COLUMNS * channels, width * channels)
             before, after = normal[i].reshape(-1)[first:last], out[i].reshape(-1)[first:last]
             if channels == 3:
-                _mix_color(before, sums, scale, after)
+                _mix(before, sums, scale, (1, 2, 3), after)
             else:
-                _mix_grey(before, sums, scale, after)
-
-
-@njit(cache=True)
-def _aligned(values):
-    """Uninitialised float32 [values] that starts a cache line: vectors never straddle two."""
-    memory = np.empty(values + 16, np.float32)
-    skip = (-(memory.ctypes.data >> 2)) & 15
-    return memory[skip : skip + values]
+                _mix(before, sums, scale, (1,), after)
 
 
 @njit(cache=True)
 def render_every(normals, normal_index, theta, out, first, step):
     """As `render`, on this thread alone, for images `first`, `first` + `step`, ... of the batch."""
     down, right = -(-out.shape[1] // _ROWS), -(-out.shape[2] // _COLUMNS)
-    tiles = _aligned(down * right * _ROWS * _ROW).reshape(down, right, _ROWS * _ROW)
-    state = _aligned(4 * _ROW).reshape(4, _ROW)
-    state[:] = np.float32(0.0)
+    size = down * right * _ROWS * _ROW
+    memory = np.zeros(4 * _ROW + size + 16, np.float32)
+    memory = memory[(-(memory.ctypes.data >> 2)) & 15 :]  # no vector straddles two cache lines
+    state = memory[: 4 * _ROW].reshape(4, _ROW)
+    tiles = memory[4 * _ROW : 4 * _ROW + size].reshape(down, right, _ROWS * _ROW)
     for i in range(first, theta.shape[0], step):
         _render_image(normals[normal_index[i]], theta[i], out[i], tiles, state)
 

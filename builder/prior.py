@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from builder import _kernel
+from builder import _kernel, _philox
 from builder.recipe import LogUniform, Recipe
 
 
@@ -23,6 +23,13 @@ def draw(
     Returns the index of each one's normal image, int64 [N] in [0, normal_count), and theta,
     float32 [N, K(C+6)+1] in the order and ranges of equations 1 and 2.
     """
+    words = 1 + recipe.theta_length
+    bits = np.empty((stop - start, -(-words // 4) * 4), np.uint64)
+    _philox.fill(np.uint64(recipe.seed), np.uint64(start), bits)
+    # 53 bits times the count, rounded down; the bias is below normal_count / 2^53.
+    unit = (bits[:, 0] >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    normal_index = (unit * normal_count).astype(np.int64)
+
     prior, sigma = recipe.prior, recipe.prior.sigma
     log_uniform = isinstance(sigma, LogUniform)
     first, second = (sigma.low, sigma.high) if isinstance(sigma, LogUniform) else (sigma.offset, 0)
@@ -40,10 +47,6 @@ def draw(
         ],
         np.float64,
     )
-    normal_index = np.empty(stop - start, np.int64)
     theta = np.empty((stop - start, recipe.theta_length), np.float32)
-    _kernel.draw_theta(
-        np.uint64(recipe.seed), start, normal_count, recipe.channels, ranges, log_uniform,
-        normal_index, theta,
-    )  # fmt: skip
+    _kernel.draw_theta(bits[:, 1:], recipe.channels, ranges, log_uniform, theta)
     return normal_index, theta

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builder import _kernel
+from builder import _kernel, _philox
 from builder.prior import draw
 from builder.recipe import LogUniform, Recipe, load_recipe
 from builder.render import check_theta
@@ -19,6 +19,17 @@ def test_exp_is_the_exponential(x: float):
     assert _kernel.exp(x) == pytest.approx(math.exp(x), rel=1e-15)
 
 
+@pytest.mark.parametrize(("x", "power"), [(-708.1, 0.0), (0.0, 1.0), (709.1, math.inf)])
+def test_exp_at_the_ends_of_its_range(x: float, power: float):
+    assert _kernel.exp(x) == power
+
+
+def test_exp_in_float32_is_within_its_bound():
+    x = np.linspace(-86, 86, 20_001, dtype=np.float32)
+    fast = np.array([_kernel._exp_float32(one) for one in x], np.float64)
+    assert np.abs(fast / np.exp(x.astype(np.float64)) - 1).max() < 1.2e-7
+
+
 @given(st.floats(1e-300, 1e300))
 def test_log_is_the_logarithm(x: float):
     assert _kernel.log(x) == pytest.approx(math.log(x), rel=1e-15, abs=1e-15)
@@ -29,13 +40,14 @@ def test_normal_quantile_is_the_inverse_of_the_normal_distribution(u: float):
     assert _kernel.normal_quantile(u) == pytest.approx(NormalDist().inv_cdf(u), rel=1e-9, abs=1e-9)
 
 
-@given(st.integers(0, 2**63 - 1), st.integers(0, 2**63 - 1))
+@given(st.integers(0, 2**63 - 1), st.integers(0, 2**63 - 2))
 def test_philox_is_that_of_numpy(seed: int, index: int):
-    words = np.empty(12, np.uint64)
-    _kernel.philox(np.uint64(seed), np.uint64(index), words)
+    words = np.empty((2, 12), np.uint64)
+    _philox.fill(np.uint64(seed), np.uint64(index), words)
     key = np.array([seed, 0], np.uint64)
-    expected = np.random.Philox(key=key, counter=[0, index, 0, 0]).random_raw(12)
-    assert (words == expected).all()
+    for i in range(2):
+        expected = np.random.Philox(key=key, counter=[0, index + i, 0, 0]).random_raw(12)
+        assert (words[i] == expected).all()
 
 
 def naive_theta(recipe: Recipe, index: int) -> list[float]:
