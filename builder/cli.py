@@ -304,5 +304,42 @@ main.add_command(verify)
 main.add_command(render_from)
 main.add_command(publish_files)
 
+
+@main.command()
+@click.option("--chaos", is_flag=True, required=True, help="Kill and damage; the one test so far.")
+@click.option("--samples", default=320, show_default=True, type=click.IntRange(1, 10**6))
+@click.option("--kills", default=6, show_default=True, type=click.IntRange(0, 1000))
+@click.option("--seed", default=0, type=click.IntRange(0), help="Other moments, other damage.")
+@click.option("--normals", help="Folder of photographs; default: six that a program draws.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where to work, and to keep what came out; default: a temporary folder, removed.",
+)
+def selftest(
+    chaos: bool, samples: int, kills: int, seed: int, normals: str | None, out: Path | None
+) -> None:
+    """Build a small dataset in peace, and again among kills, damage and storage errors.
+
+    The final bytes must be the same: exit code 0, else 1 and the names of what differs.
+    """
+    import shutil
+    import tempfile
+
+    from builder.selftest import chaos as run
+
+    folder = out or Path(tempfile.mkdtemp(prefix="semiformula-selftest-"))
+    try:
+        account = run(
+            folder, samples=samples, kills=kills, seed=seed, normals=normals, say=click.echo
+        )
+    except KeyboardInterrupt:
+        click.echo(f"Interrupted; what was built is kept in {folder}.", err=True)
+        raise SystemExit(INTERRUPTED) from None
+    if out is None:  # what differs is kept, to be looked at
+        shutil.rmtree(folder)
+    click.echo(f"same bytes as the calm build, after {account.line()}")
+
+
 if __name__ == "__main__":
     main()

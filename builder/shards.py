@@ -7,7 +7,6 @@ import json
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from pathlib import PurePosixPath
 from typing import IO, Any, NamedTuple
 
 import numpy.typing as npt
@@ -40,7 +39,7 @@ def shard_name(kind: str, index: int, count: int) -> str:
 
 def commit_name(shard: str) -> str:
     """Where the commit record of a shard lies: `records/train-00000-of-00020.json`."""
-    return f"records/{PurePosixPath(shard).stem}.json"
+    return f"records/{shard[shard.rindex('/') + 1 :].removesuffix('.tar')}.json"
 
 
 def write_shard(storage: Storage, name: str, samples: Iterable[Sample]) -> ShardRecord:

@@ -12,7 +12,7 @@ import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, NamedTuple
 
 from builder.artifacts import MAX_JSON_BYTES, TEMPORARY, atomic_file
@@ -98,11 +98,12 @@ class Folder(Storage):
         try:
             with os.scandir(self.path / folder) as files:
                 for file in files:
-                    # A file may vanish while we look: another worker renamed its temporary.
-                    with contextlib.suppress(FileNotFoundError):
-                        if file.is_file(follow_symlinks=False):
-                            about = file.stat(follow_symlinks=False)
-                            yield Entry(prefix + file.name, about.st_size, about.st_mtime)
+                    try:
+                        about = file.stat(follow_symlinks=False)
+                    except FileNotFoundError:  # another worker renamed its temporary meanwhile
+                        continue
+                    if stat.S_ISREG(about.st_mode):
+                        yield Entry(prefix + file.name, about.st_size, about.st_mtime)
         except FileNotFoundError:
             return
         except OSError as error:
@@ -179,11 +180,18 @@ def _unreadable(where: str, error: OSError) -> BuilderError:
 @lru_cache(maxsize=16)
 def open_storage(url: str) -> Storage:
     """The storage at a path or URL; one connection a process. A missing folder is not created."""
+    storage: Storage
     if is_remote(url):
         from builder.bucket import Bucket  # here, because it is made from this module's parts
 
-        return Bucket(url)
-    return Folder(Path(url.removeprefix("file://")))
+        storage = Bucket(url)
+    else:
+        storage = Folder(Path(url.removeprefix("file://")))
+    if "SEMIFORMULA_CHAOS" in os.environ:  # set by `builder selftest --chaos` alone
+        from builder.chaos import disturbed
+
+        storage = disturbed(storage)
+    return storage
 
 
 def is_remote(url: str) -> bool:
@@ -207,5 +215,5 @@ def make_room(storage: Storage, needed_bytes: int) -> str:
 
 def is_temporary(name: str) -> bool:
     """Whether a file of this name is one that a killed writer left half-written."""
-    last = PurePosixPath(name).name
+    last = name[name.rfind("/") + 1 :]
     return last.startswith(".") and TEMPORARY in last
