@@ -70,7 +70,8 @@ class DataTask(NamedTuple):
     """What a process needs to check the data shard whose first sample is `start`.
 
     `categories`: the normals', None where unknown. `drawn`: the parameters must be the recipe's
-    draw. `rerender`: the samples to paint again; `same_encoder`: that must give the same bytes.
+    draw. `rerender`: the samples to paint again; `tolerance`: the grey levels by
+    which these may differ.
     """
 
     url: str
@@ -80,4 +81,4 @@ class DataTask(NamedTuple):
     categories: list[str | None]
     drawn: bool
     rerender: frozenset[int]
-    same_encoder: bool
+    tolerance: int

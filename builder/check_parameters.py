@@ -20,6 +20,7 @@ from builder.storage import open_storage
 # at most a quarter reaches a pixel; several meet in a block. Photographs encoded with one in ten
 # pixels off by one, which is more than that, differed by up to 15 after decoding.
 MAX_JPEG_DIFFERENCE = 16
+MAX_KERNEL_DIFFERENCE = 1  # that of any builder's kernel from equations 3 to 7
 
 Flags = npt.NDArray[np.bool_]
 
@@ -108,21 +109,18 @@ def _difference(task: DataTask, stored: bytes, painted: npt.NDArray[np.uint8]) -
     try:
         found = decode_pixels(stored, 3).astype(np.int16)  # all planes: a grey WebP's are equal
         expected = painted
-        limit = 0
         if not image.lossless:
             encoded = encode_pixels(painted, image.codec)
             if encoded == stored:
                 return ""
-            if not task.same_encoder:
-                limit = MAX_JPEG_DIFFERENCE
             expected = decode_pixels(encoded, 3)
     except (OSError, ValueError, SyntaxError, EOFError) as error:  # what Pillow raises
         return f"the image cannot be decoded ({error})".replace("\n", " ")
     difference = np.abs(found - expected).max(2)
     largest = int(difference.max())
-    if largest == 0 and not image.lossless and task.same_encoder:
+    if largest == 0 and not image.lossless and task.tolerance == 0:
         return "its pixels are those of theta and normal, its bytes are not the encoder's"
-    if largest <= limit:
+    if largest <= task.tolerance:
         return ""
     return (
         f"not the image of its theta and normal: {np.count_nonzero(difference)} pixels differ, "

@@ -77,8 +77,13 @@ class Normals(Model):
 
 
 class Environment(Model):
-    """The versions that encoded bytes depend on, and the processor, of the machine that planned."""
+    """What bytes depend on, and the processor, of the machine that planned.
 
+    `kernel` is a hash of the renderer's and the draw's source: builders that share it make the
+    same parameters and pixels on any processor.
+    """
+
+    kernel: str
     python: str
     numpy: str
     numba: str

@@ -15,7 +15,7 @@ from builder import __version__
 from builder.check import DataTask, ShardCheck
 from builder.check_again import rebuild
 from builder.check_files import Findings, check_index, check_plan, check_records, check_surplus
-from builder.check_parameters import MAX_JPEG_DIFFERENCE
+from builder.check_parameters import MAX_JPEG_DIFFERENCE, MAX_KERNEL_DIFFERENCE
 from builder.check_shard import check_data_shard, check_normals_shard
 from builder.dataset import INDEX, read_index
 from builder.environment import this_environment
@@ -94,26 +94,33 @@ def _check_shards(
                 found.add("rerender", "normals", f"cannot be decoded ({error})")
                 chosen = np.zeros(0, np.int64)
         drawn = plan is None or plan.parameters_from is None
-        same = _same_encoder(found, dataset) if len(chosen) else True
+        tolerance = _tolerance(found, dataset) if len(chosen) else 0
         tasks = []
         for shard, start in _starts(dataset.shards):
             low, high = np.searchsorted(chosen, [start, start + shard.samples])
             wanted = frozenset(chosen[low:high].tolist())
-            task = DataTask(url, head, shard, start, categories, drawn, wanted, same)
+            task = DataTask(url, head, shard, start, categories, drawn, wanted, tolerance)
             tasks.append(partial(check_data_shard, task))
         return normals + _run(tasks, jobs, progress)
 
 
-def _same_encoder(found: Findings, dataset: Dataset) -> bool:
-    """Whether encoding a JPEG here must give the stored bytes; lossless images need no such."""
+def _tolerance(found: Findings, dataset: Dataset) -> int:
+    """By how many grey levels an image painted here may differ from the stored one."""
     here, there = this_environment(), dataset.environment
-    same = (here.pillow, here.libjpeg) == (there.pillow, there.libjpeg)
-    if dataset.image.codec == "jpeg" and not same:
+    lossy, tolerance = not dataset.image.lossless, 0
+    if here.kernel != there.kernel:
+        tolerance = MAX_JPEG_DIFFERENCE if lossy else MAX_KERNEL_DIFFERENCE
+        found.notes.append(
+            f"images are of kernel {there.kernel}, here is {here.kernel}: up to {tolerance} grey "
+            "levels are no fault"
+        )
+    if lossy and (here.pillow, here.libjpeg) != (there.pillow, there.libjpeg):
+        tolerance = MAX_JPEG_DIFFERENCE
         found.notes.append(
             f"JPEGs are of libjpeg {there.libjpeg}, here is {here.libjpeg}: up to "
-            f"{MAX_JPEG_DIFFERENCE} grey levels are no fault"
+            f"{tolerance} grey levels are no fault"
         )
-    return same
+    return tolerance
 
 
 def _starts(shards: Sequence[ShardRecord]) -> Iterator[tuple[ShardRecord, int]]:

@@ -124,6 +124,16 @@ def test_worker_that_makes_other_bytes_writes_nothing(plan: Path, field: str, li
     assert not (plan / "data").exists()
 
 
+def test_worker_with_another_kernel_writes_nothing(plan: Path):
+    path = plan / "plan.json"
+    fields = json.loads(path.read_text())
+    fields["environment"]["kernel"] = "0123456789abcdef"
+    path.write_text(json.dumps(fields))
+    with pytest.raises(BuilderError, match="the plan's 0123456789abcdef; work with the builder"):
+        at_work(plan)
+    assert not (plan / "data").exists()
+
+
 def test_work_on_damaged_normals_is_refused(plan: Path):
     flip(plan / "normals/normals-00000-of-00001.tar")
     with pytest.raises(BuilderError, match=r"its SHA-256 is not the recorded one; plan again"):

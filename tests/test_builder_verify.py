@@ -228,6 +228,41 @@ def test_other_codecs_render_and_rebuild_to_the_same(
     assert (found.counts.rerendered, found.counts.rebuilt) == (7, 2)
 
 
+def test_image_of_another_kernel_may_differ_by_one_grey_level(photographs: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    run(photographs, out, codec="png", samples=2, samples_per_shard=2)
+    shard, key = "data/train-00000-of-00001.tar", "000000001"
+
+    def lighter(levels: int) -> None:
+        def altered(name: str, data: bytes) -> bytes:
+            if name != f"{key}.png":
+                return data
+            with Image.open(io.BytesIO(data)) as image:
+                pixels = np.asarray(image).copy()
+            pixels[3, 4] = np.where(
+                pixels[3, 4] < 128, pixels[3, 4] + levels, pixels[3, 4] - levels
+            )
+            file = io.BytesIO()
+            Image.fromarray(pixels).save(file, "PNG")
+            return file.getvalue()
+
+        edit(out / shard, altered)
+        forge(out)
+
+    lighter(1)
+    assert kinds(verify(str(out), rerender=2, jobs=1)) == [("rerender", shard, key)]
+    for name in ("plan.json", "dataset.json"):
+        fields = json.loads((out / name).read_text())
+        fields["environment"]["kernel"] = "0123456789abcdef"
+        (out / name).write_text(json.dumps(fields))
+    forge(out)
+    found = verify(str(out), rerender=2, jobs=1)
+    assert found.faults == []
+    assert found.notes[0].startswith("images are of kernel 0123456789abcdef, here is ")
+    lighter(1)
+    assert kinds(verify(str(out), rerender=2, jobs=1)) == [("rerender", shard, key)]
+
+
 def test_jpeg_of_another_library_may_differ_by_its_rounding_alone(
     photographs: Path, tmp_path: Path
 ):
