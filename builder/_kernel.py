@@ -1,7 +1,7 @@
 """The builder's compiled functions: deterministic exp and log, the prior, the renderer.
 
 One file, and math, numba and numpy only, because Numba's on-disk cache does not notice an edit in
-another file that it calls. No state between calls, no fastmath, and no libm call but sqrt and floor, which are
+another file. No state between calls, no fastmath, and no libm call but sqrt and floor, which are
 exact by definition: the same bits on every CPU.
 """
 

@@ -13,7 +13,7 @@ Tried, slower or no faster (fine / paper, ms an image on one Zen 4 core; the ker
   two rows 0.18, four rows 0.19, eight rows 0.30; four rows and two components 0.19, four rows and
   one component 0.44. The same in C with intrinsics, state or sums in registers: 0.13 to 0.18.
 * fused multiply-add, in that C: 0.13 either way, as this CPU adds beside it multiplies; it would
-  also cost exactness without hardware FMA. So plain products and sums.
+  be a slow library call on CPUs without it. So plain products and sums.
 * normal images split into planes before the mixing: 0.046 instead of 0.043.
 """
 
