@@ -294,8 +294,9 @@ class Bucket(Storage):
                 # Full jitter: a thousand workers must not come back at the same moment.
                 pause = random.uniform(0, min(20.0, 0.2 * 2**attempt))
                 if now - first + pause > allowed:
+                    tries = "1 try" if attempt == 1 else f"{attempt} tries"
                     raise BuilderError(
-                        f"{self.where(name)}: could not {verb} in {attempt} tries over "
+                        f"{self.where(name)}: could not {verb} in {tries} over "
                         f"{now - first:.0f} s ({line}); what is finished is kept: "
                         "run the same command again when the service is back"
                     ) from None

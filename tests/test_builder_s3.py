@@ -163,7 +163,7 @@ def test_killed_server_that_stays_away_is_one_line_and_the_command_goes_on_later
         yield from here(url, indices[2:], *words)
 
     with pytest.raises(
-        BuilderError, match=r"could not .* tries over .* s \(.*\); what is finished"
+        BuilderError, match=r"could not .* tr(y|ies) over .* s \(.*\); what is finished"
     ):
         run_here(str(photographs), f"{url}/d", breaking)
     stuck = builder("status", f"{url}/d")
@@ -181,15 +181,15 @@ def test_server_that_never_answers_is_given_up(
 ):
     monkeypatch.setattr(bucket_module, "ANSWER_SECONDS", 0.5)
     monkeypatch.setattr(bucket_module, "SLOWEST_BYTES_PER_SECOND", 2**30)
-    monkeypatch.setenv("SEMIFORMULA_RETRY_SECONDS", "0")
     storage = Bucket(url)
     assert list(storage.entries("")) == []
+    monkeypatch.setenv("SEMIFORMULA_RETRY_SECONDS", "0")
     service.signal("proxy", signal.SIGSTOP)
     start = time.monotonic()
     try:
         with pytest.raises(BuilderError, match="could not read"):
             storage.read("a")
-        with pytest.raises(BuilderError, match=r"could not write in 1 tries .*no answer in time"):
+        with pytest.raises(BuilderError, match=r"could not write in 1 try .*no answer in time"):
             put(storage, "a", bytes(30 * 2**20))  # more than the sockets take in
     finally:
         service.signal("proxy", signal.SIGCONT)

@@ -153,7 +153,7 @@ def test_fault_that_passes_is_waited_for():
 def test_fault_that_stays_ends_at_the_deadline(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SEMIFORMULA_RETRY_SECONDS", "0")
     line = (
-        r"memory://any/a: could not read in 1 tries over 0 s \(not now\); what is finished is "
+        r"memory://any/a: could not read in 1 try over 0 s \(not now\); what is finished is "
         "kept: run the same command again when the service is back"
     )
     with pytest.raises(BuilderError, match=line):
