@@ -6,8 +6,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from builder.estimate import estimate, refuse_small_disk
 from builder.index import Contents, SourceReport
-from builder.plan import estimate, make_plan, refuse_small_disk
+from builder.plan import make_plan
 from builder.recipe import Recipe
 from builder.sources import Source
 from builder.status import finish, survey
@@ -40,7 +41,9 @@ def build(
     allow_incomplete: bool = False,
     engine: Engine | None = None,
 ) -> Summary:
-    """Build the dataset at `out` (a folder or URL), or what is missing of it; the bytes do not depend on `jobs`.
+    """Build the dataset at `out` (a folder or URL), or what is missing of it.
+
+    The bytes do not depend on `jobs`.
 
     Raises BuilderError for faults in the source unless `allow_incomplete`, for a place that
     belongs to another recipe or other photographs, for a worker killed twice, and for what cannot

@@ -130,7 +130,9 @@ def plan(cores: int | None, jobs: int | None, **source: Any) -> None:
 
     Any number of `builder work` may then build its shards, anywhere.
     """
-    from builder.plan import estimate, make_plan, refuse_small_disk
+    from builder.estimate import estimate, refuse_small_disk
+    from builder.plan import make_plan
+    from builder.status import survey
     from builder.storage import open_storage
     from builder.workers import usable_cores
 
@@ -148,7 +150,7 @@ def plan(cores: int | None, jobs: int | None, **source: Any) -> None:
         estimated = estimate(storage, made)
     click.echo(_normals_lines(made.normals.source))
     click.echo(estimated.lines(made, cores or usable_cores()))
-    refuse_small_disk(storage, estimated, 0)
+    refuse_small_disk(storage, estimated, int(survey(storage).rows["bytes"].sum()))
     click.echo(f"plan {made.sha256[:16]}: {source['out']}; next: builder work {source['out']}")
 
 

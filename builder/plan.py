@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from tempfile import TemporaryFile
+from tempfile import TemporaryFile, gettempdir
 from typing import IO, Literal
 
 import numpy as np
@@ -16,14 +18,13 @@ import numpy.typing as npt
 from pydantic import Field
 
 from builder import __version__
-from builder.artifacts import Model, parse_json, readable_json, sha256_of
+from builder.artifacts import TEMPORARY, Model, parse_json, readable_json, sha256_of
 from builder.dataset import read_normals
 from builder.environment import Golden, golden_indices, make_goldens, this_environment
 from builder.errors import BuilderError
-from builder.images import encode_pixels
 from builder.index import Contents, Environment, Normals, ShardRecord, SourceReport
 from builder.prior import draw
-from builder.progress import Progress, duration
+from builder.progress import Progress
 from builder.recipe import Recipe, Sha256
 from builder.shards import (
     KIND,
@@ -34,15 +35,12 @@ from builder.shards import (
     write_shard,
 )
 from builder.sources import Source, count_kept, prepare
-from builder.storage import Folder, Storage, is_temporary, make_room
+from builder.storage import Folder, Storage, is_temporary
 from builder.workers import results, worker_pool
 
 PLAN = "plan.json"
 NORMALS_PER_SHARD = 5000
 MAX_FAULTS_SHOWN = 5
-ESTIMATE_SAMPLES = 64
-# What a sample's tar headers, theta and JSON take beside the image; and a packed sample.
-_SAMPLE_OVERHEAD_BYTES = 3 * 512 + 128 + 512 + 256
 
 
 class Plan(Model):
@@ -86,23 +84,6 @@ class Plan(Model):
         return range(start, min(self.recipe.samples, start + self.recipe.samples_per_shard))
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """What the plan will take, from about 64 samples made on this machine."""
-
-    bytes: int
-    core_seconds: float
-
-    def lines(self, plan: Plan, cores: int) -> str:
-        """For people, with the wall time of `cores` cores."""
-        hours, wall = self.core_seconds / 3600, self.core_seconds / cores
-        return (
-            f"estimate: {self.bytes / 1e9:.2f} GB in {plan.shard_count} shards, "
-            f"{self.core_seconds / plan.recipe.samples * 1e3:.2f} ms a sample and core, "
-            f"{hours:.2f} core-hours: {duration(wall)} on {cores} cores"
-        )
-
-
 def read_plan(storage: Storage) -> Plan:
     """The plan at a storage's root; BuilderError when there is none, or it is damaged."""
     where = storage.where(PLAN)
@@ -112,7 +93,43 @@ def read_plan(storage: Storage) -> Plan:
         raise BuilderError(
             f"{where}: no such file; plan first with `builder plan RECIPE --out {storage.url}`"
         ) from None
-    return parse_json(Plan, data, where)
+    plan = parse_json(Plan, data, where)
+    for what, stated, counted in (
+        ("shard_count", plan.shard_count, plan.recipe.shard_count),
+        ("recipe_sha256", plan.recipe_sha256, plan.recipe.sha256),
+        ("goldens", [golden.index for golden in plan.goldens], golden_indices(plan.recipe)),
+    ):
+        if stated != counted:
+            raise BuilderError(f"{where}: {what} is {stated}, but the rest of it says {counted}")
+    return plan
+
+
+@contextmanager
+def _alone(storage: Storage) -> Iterator[None]:
+    """Hold a folder against other planners; a killed one lets go. Object stores have no lock."""
+    if not isinstance(storage, Folder):
+        yield
+        return
+    path = storage.path / f".{PLAN}{TEMPORARY}lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.open("ab")
+    except OSError as error:
+        raise BuilderError(f"{storage.url}: cannot be written ({error.strerror})") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BuilderError(
+                f"{storage.url}: another plan is being made here; wait for it, then run the same "
+                "command again"
+            ) from None
+        except OSError:
+            pass  # a file system without locks: as in an object store, we look again at the end
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def make_plan(
@@ -130,8 +147,9 @@ def make_plan(
     BuilderError for faults in the source unless `allow_incomplete`, and for a place that holds
     another dataset or something else.
     """
-    standing = standing_plan(storage, recipe, contents)
-    with TemporaryFile() as spool, worker_pool(jobs) as pool:
+    standing_plan(storage, recipe, contents)  # refuse what is not ours before writing to it
+    with _alone(storage), _spool() as spool, worker_pool(jobs) as pool:
+        standing = standing_plan(storage, recipe, contents)
         prepared, report = _prepare(pool, recipe, source, allow_incomplete, spool)
         lines = [
             f"{one.sha256} {source.photographs[one.photograph].category} "
@@ -142,9 +160,22 @@ def make_plan(
         if standing is not None:
             _refuse_changed(storage, standing, photographs_sha256, report.licence)
         normals = _write_normals(storage, source, report, prepared, spool, standing)
-    if standing is not None:
-        return standing
-    return adopt_normals(storage, recipe, contents, normals, photographs_sha256)
+        if standing is not None:
+            return standing
+        return adopt_normals(storage, recipe, contents, normals, photographs_sha256)
+
+
+@contextmanager
+def _spool() -> Iterator[IO[bytes]]:
+    """A temporary file for the prepared normals, which may be more than memory holds."""
+    try:
+        with TemporaryFile() as file:
+            yield file
+    except OSError as error:
+        raise BuilderError(
+            f"temporary folder {gettempdir()}: {error.strerror}; free space or set TMPDIR to "
+            "another disk, and run the same command again"
+        ) from None
 
 
 def adopt_normals(
@@ -173,6 +204,7 @@ def adopt_normals(
         environment=this_environment(),
         goldens=goldens or _goldens(storage, recipe, normals),
     )
+    standing_plan(storage, recipe, contents)  # another planner may have been faster
     with storage.write(PLAN) as file:
         file.write(readable_json(plan))
     written = read_plan(storage)
@@ -344,26 +376,3 @@ def render_some(
     start = time.process_time()
     images = render(table, np.arange(len(table)), theta)
     return theta, images, time.process_time() - start
-
-
-def estimate(storage: Storage, plan: Plan) -> Estimate:
-    """Make up to 64 samples, spread over the dataset, and scale up; no disk, no network in it."""
-    recipe = plan.recipe
-    if plan.contents == "parameters":
-        per_sample = 4 * (recipe.theta_length + 1)
-        return Estimate(recipe.samples * per_sample, recipe.samples * 10e-6)
-    count = min(ESTIMATE_SAMPLES, recipe.samples)
-    indices = [i * recipe.samples // count for i in range(count)]
-    _, images, seconds = render_some(storage, recipe, plan.normals, indices)
-    start = time.process_time()
-    size = sum(len(encode_pixels(image, recipe.codec)) for image in images)
-    seconds += time.process_time() - start
-    each = size / count + _SAMPLE_OVERHEAD_BYTES + 4 * recipe.theta_length
-    return Estimate(int(recipe.samples * each), recipe.samples * seconds / count)
-
-
-def refuse_small_disk(storage: Storage, estimated: Estimate, present_bytes: int) -> None:
-    """Raise BuilderError when the rest of the dataset cannot fit on the local disk."""
-    missing = make_room(storage, estimated.bytes - present_bytes)
-    if missing:
-        raise BuilderError(f"--out {missing}; choose another disk, or fewer samples")

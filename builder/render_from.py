@@ -14,8 +14,9 @@ from builder.artifacts import parse_model, sha256_of
 from builder.dataset import normals_of, read_index, read_normals
 from builder.environment import Golden, golden_indices, make_goldens
 from builder.errors import BuilderError
+from builder.estimate import estimate, refuse_small_disk
 from builder.index import Dataset, ShardRecord
-from builder.plan import Plan, adopt_normals, estimate, refuse_small_disk, standing_plan
+from builder.plan import Plan, adopt_normals, standing_plan
 from builder.progress import Progress
 from builder.recipe import Codec, Recipe
 from builder.render import render

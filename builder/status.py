@@ -63,18 +63,19 @@ def survey(storage: Storage) -> Survey:
     faults: list[str] = []
     leftovers: list[str] = []
     samples, shard_bytes, times, hashes = (rows[name] for name in _ROW.names or ())
-    for entry in storage.entries("data"):
-        index = _index_of(entry.name, pattern, plan)
-        if index is not None:
-            sizes[index] = entry.bytes
-        elif is_temporary(entry.name):
-            leftovers.append(entry.name)
     listed = np.zeros(plan.shard_count, bool)
+    # Records first: a shard's tar stands before its record, so what is listed here is there then.
     for entry in storage.entries("records"):
         index = _index_of(entry.name, pattern, plan)
         if index is not None:
             listed[index] = True
             times[index] = entry.modified
+        elif is_temporary(entry.name):
+            leftovers.append(entry.name)
+    for entry in storage.entries("data"):
+        index = _index_of(entry.name, pattern, plan)
+        if index is not None:
+            sizes[index] = entry.bytes
         elif is_temporary(entry.name):
             leftovers.append(entry.name)
     bad = 0
@@ -212,6 +213,7 @@ def finish(storage: Storage) -> DatasetHead:
             f"{storage.url}: {found.missing} of {plan.shard_count} shards are missing, "
             f"{found.bad} bad{f' ({more})' if more else ''}; run `builder work {storage.url}`"
         )
+    _refuse_other_normals(storage, plan)
     digest = hashlib.sha256()
     for shard in plan.normals.shards:
         digest.update(f"{shard.sha256}  {shard.name}\n".encode())
@@ -228,6 +230,17 @@ def finish(storage: Storage) -> DatasetHead:
         file.write(b" ]\n}\n")
     _clear_leftovers(storage, found.leftovers)
     return head
+
+
+def _refuse_other_normals(storage: Storage, plan: Plan) -> None:
+    sizes = {entry.name: entry.bytes for entry in storage.entries("normals")}
+    for shard in plan.normals.shards:
+        if sizes.get(shard.name) != shard.bytes:
+            found = f"found {sizes[shard.name]}" if shard.name in sizes else "the file is missing"
+            raise BuilderError(
+                f"{storage.where(shard.name)}: expected {shard.bytes} bytes, {found}; "
+                "plan again to mend it"
+            )
 
 
 def _clear_leftovers(storage: Storage, leftovers: list[str]) -> None:

@@ -16,11 +16,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from builder import __version__
 from builder.environment import check_goldens, make_goldens
 from builder.errors import BuilderError
 from builder.images import encode_pixels
 from builder.index import ShardRecord
-from builder.plan import Plan, read_plan
+from builder.plan import PLAN, Plan, read_plan
 from builder.progress import Progress
 from builder.recipe import SUFFIX
 from builder.scratch import Table, normals_table
@@ -28,7 +29,7 @@ from builder.shards import Sample, committed, json_bytes, npy_bytes, write_commi
 from builder.storage import Storage, open_storage
 from builder.workers import results_again
 
-BATCH = 16  # samples rendered at a time: bounds a worker's memory
+BATCH = 32  # samples rendered at a time: bounds a worker's memory
 
 
 class _Variables(NamedTuple):
@@ -190,6 +191,11 @@ def _context(url: str) -> Context:
 def prove(context: Context) -> None:
     """Raise BuilderError, naming the library, unless this machine makes the plan's goldens."""
     plan = context.plan
+    if plan.builder_version != __version__:
+        raise BuilderError(
+            f"{context.storage.where(PLAN)}: is of builder {plan.builder_version}, this is "
+            f"{__version__}; work with the version that planned, nothing was written"
+        )
     indices = [golden.index for golden in plan.goldens]
     drawn = [parameters(context, range(i, i + 1)) for i in indices]
     theta = np.concatenate([one for _, one in drawn])
@@ -207,6 +213,8 @@ def build_shard(url: str, index: int, deep: bool) -> Done:
     if record is not None:
         return Done(record, False)
     samples = plan.samples_of(index)
+    if read_plan(storage).sha256 != context.plan_sha256:  # its shards have the same names
+        raise BuilderError(f"{storage.where(PLAN)}: was replaced meanwhile; start again")
     try:
         written = write_shard(storage, name, make_samples(context, samples))
         record = written.model_copy(update={"samples": len(samples)})  # packed: many under one key

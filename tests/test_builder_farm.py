@@ -7,15 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from builder import __version__
 from builder.build import build
 from builder.dataset import read_index, read_parameters
 from builder.environment import Golden
 from builder.errors import BuilderError
-from builder.plan import Plan, make_plan, read_plan
+from builder.plan import Plan, _alone, adopt_normals, make_plan, read_plan
 from builder.sources import find_source
 from builder.status import finish, status_of, survey
-from builder.storage import open_storage
-from builder.work import local_engine, share_of, work
+from builder.storage import Folder, open_storage
+from builder.work import _context, build_shard, local_engine, share_of, work
 from tests.test_builder_build import flip, hashes, members, recipe
 
 
@@ -138,6 +139,89 @@ def test_work_on_damaged_normals_is_refused(plan: Path):
     flip(plan / "normals/normals-00000-of-00001.tar")
     with pytest.raises(BuilderError, match=r"its SHA-256 is not the recorded one; plan again"):
         at_work(plan)
+
+
+def test_work_on_a_plan_that_was_replaced_stops(plan: Path, photographs: Path):
+    context = _context(str(plan))
+    path = plan / "plan.json"
+    path.write_text(path.read_text().replace('"cpu": "', '"cpu": "other '))
+    with pytest.raises(BuilderError, match=r"plan\.json: was replaced meanwhile; start again"):
+        build_shard(str(plan), 0, False)
+    assert context.plan.recipe.seed == 0
+    assert not (plan / "data").exists()
+
+
+def test_two_planners_in_one_folder_are_refused(plan: Path, photographs: Path, tmp_path: Path):
+    out = tmp_path / "new"
+    with _alone(open_storage(str(out))), pytest.raises(BuilderError, match="is being made here"):
+        planned(photographs, out)
+    assert not list(out.iterdir())
+    planned(photographs, out)
+    with pytest.raises(BuilderError, match="holds another dataset"):
+        planned(photographs, out, seed=1)
+
+
+def test_plan_that_appears_while_normals_are_prepared_stands(
+    plan: Path, photographs: Path, tmp_path: Path
+):
+    found = read_plan(open_storage(str(plan)))
+    with pytest.raises(BuilderError, match=r"holds another dataset \(recipe 'fine': seed = 0"):
+        adopt_normals(open_storage(str(plan)), recipe(seed=1), "images", found.normals, "0" * 64)
+    assert read_plan(open_storage(str(plan))) == found
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ('"shard_count": 4', '"shard_count": 1000000000', "shard_count is 1000000000, but"),
+        ('"index": 19', '"index": 190000000000000000000000', "goldens is "),
+        ('"seed": 0', '"seed": 1', "recipe_sha256 is "),
+    ],
+)
+def test_plan_that_contradicts_itself_is_refused(plan: Path, old: str, new: str, line: str):
+    path = plan / "plan.json"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(BuilderError, match=line):
+        status_of(open_storage(str(plan)))
+
+
+def test_work_of_another_builder_version_is_refused(plan: Path):
+    path = plan / "plan.json"
+    version = f'"builder_version": "{__version__}"'
+    path.write_text(path.read_text().replace(version, '"builder_version": "9.9.9"'))
+    with pytest.raises(BuilderError, match=r"is of builder 9\.9\.9, this is"):
+        at_work(plan)
+    assert not (plan / "data").exists()
+
+
+def test_finish_without_the_normals_is_refused(plan: Path):
+    at_work(plan)
+    (plan / "normals/normals-00000-of-00001.tar").unlink()
+    with pytest.raises(BuilderError, match=r"00001\.tar: expected \d+ bytes, the file is missing"):
+        finish(open_storage(str(plan)))
+
+
+class _Slow(Folder):
+    """A folder in which a shard is committed between two listings."""
+
+    def __init__(self, path: Path, dataset: Path) -> None:
+        super().__init__(path)
+        self._dataset, self._left = dataset, 1
+
+    def entries(self, folder: str):
+        found = list(super().entries(folder))
+        if self._left:
+            self._left -= 1
+            for name in ("data", "records"):
+                shutil.copytree(self._dataset / name, self.path / name)
+        return iter(found)
+
+
+def test_shard_committed_during_a_survey_is_not_bad(plan: Path, dataset: Path):
+    found = survey(_Slow(plan, dataset))
+    assert (found.bad, found.done) == (0, 0)
+    assert survey(open_storage(str(plan))).done == 4
 
 
 def test_work_without_a_plan_says_what_to_do(tmp_path: Path):

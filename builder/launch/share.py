@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 from builder.errors import BuilderError
-from builder.plan import estimate, read_plan
+from builder.estimate import estimate
+from builder.plan import read_plan
 from builder.storage import open_storage
 
 # Long beside the seconds that a task takes to start, short beside what a lost one costs.

@@ -13,7 +13,6 @@ import numpy as np
 import webdataset
 from PIL import Image
 
-from builder import _kernel
 from builder.artifacts import parse_model
 from builder.build import build
 from builder.demo import make_demo_data
@@ -21,6 +20,8 @@ from builder.images import decode_pixels, encode_pixels
 from builder.plan import make_plan
 from builder.prior import draw
 from builder.recipe import Recipe, load_recipe
+from builder.render import render
+from builder.scratch import normals_table
 from builder.sources import Source, find_source
 from builder.storage import open_storage
 from builder.work import build_shard, local_engine, work
@@ -79,14 +80,14 @@ def one_shard(root: Path, source: Source, codec: str) -> None:
         record.unlink(missing_ok=True)
         assert build_shard(str(out), 0, False).built
 
-    normals = np.random.default_rng(0).integers(0, 256, (8, 224, 224, 3)).astype(np.uint8)
-    normals[:] = np.asarray(Image.open(source.photographs[0].path).resize((224, 224)))
-    normal_index, theta = draw(recipe, 0, SHARD, len(normals))
     images = np.empty((SHARD, 224, 224, 3), np.uint8)
     clock = time.process_time
-    kernel = seconds(lambda: _kernel.render(normals, normal_index, theta, images), 3, clock)
-    encoder = seconds(lambda: [encode_pixels(one, codec) for one in images], 3, clock)
-    shard = seconds(whole, 3, clock)
+    with normals_table(open_storage(str(out)), plan.normals, recipe) as table_of_normals:
+        normals = table_of_normals.pixels
+        normal_index, theta = draw(recipe, 0, SHARD, len(normals))
+        kernel = seconds(lambda: render(normals, normal_index, theta, images), 5, clock)
+        encoder = seconds(lambda: [encode_pixels(one, codec) for one in images], 5, clock)
+        shard = seconds(whole, 5, clock)
     table(
         f"core time of a shard of {SHARD}, recipe 'paper', {codec}",
         "ms/image",

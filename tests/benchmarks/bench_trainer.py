@@ -42,10 +42,11 @@ def loading(root: Path) -> None:
     samples = ShardSamples(root / "data", dataset, index_samples(root / "data", dataset))
     order = np.random.default_rng(0).permutation(SAMPLES)
     batches = [order[i : i + BATCH].tolist() for i in range(0, SAMPLES, BATCH)]
+    storage = open_storage(str(root / "data"))
     images = [
         members["webp"]
         for shard in dataset.shards
-        for _, members in read_samples(open_storage(str(root / "data")), shard.name, map("{:09d}".format, order))
+        for _, members in read_samples(storage, shard.name, map("{:09d}".format, order))
     ]
 
     def plain_webdataset() -> None:
