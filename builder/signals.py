@@ -6,6 +6,7 @@ temporary files go, and the command ends within about a second.
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,15 +38,33 @@ def _end_with_workers(number: int, frame: FrameType | None) -> None:
     raise Terminated
 
 
+_told = False  # in a worker process: whether SIGTERM came
+
+
 def end_worker_on_sigterm() -> None:
     """In a worker process: SIGTERM unwinds the task in hand, then ends the process."""
     signal.signal(signal.SIGTERM, _end_worker)
 
 
+@contextmanager
+def ending_when_told() -> Iterator[None]:
+    """Around a task of a worker: once SIGTERM has unwound it, the process ends.
+
+    The pool would pass the exception on and take the next task.
+    """
+    try:
+        if _told:  # it came between two tasks
+            raise SystemExit
+        yield
+    except SystemExit:
+        os._exit(TERMINATED)
+
+
 def _end_worker(number: int, frame: FrameType | None) -> None:
+    global _told
+    _told = True
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    # The pool passes a task's exception on and takes the next task; the alarm's default action
-    # ends the process all the same.
+    # Should the clearing up take long, the alarm's default action ends the process all the same.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, _CLEAR_SECONDS)
     raise SystemExit(TERMINATED)

@@ -6,14 +6,16 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from ctypes import c_bool
 from itertools import islice
 from multiprocessing import get_context, parent_process
 from typing import TypeVar
 
 from builder.errors import BuilderError
-from builder.signals import end_worker_on_sigterm
+from builder.signals import end_worker_on_sigterm, ending_when_told
 
 T = TypeVar("T")
 
@@ -25,13 +27,29 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def worker_pool(jobs: int) -> ProcessPoolExecutor:
-    """A pool of `jobs` fresh processes that end with their parent and leave Ctrl-C to it."""
-    return ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_start_worker)
+_left = c_bool(False)  # in a worker: whether the parent waits for no more results
+
+
+@contextmanager
+def worker_pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """A pool of `jobs` fresh processes that end with their parent and leave Ctrl-C to it.
+
+    When an exception leaves the block, the tasks in hand end and no other begins.
+    """
+    context = get_context("spawn")
+    left = context.RawValue(c_bool, False)  # no lock that a killed worker could keep
+    with ProcessPoolExecutor(
+        jobs, mp_context=context, initializer=_start_worker, initargs=(left,)
+    ) as pool:
+        try:
+            yield pool
+        except BaseException:
+            left.value = True  # the pool cannot cancel what it has in its queue
+            raise
 
 
 class WorkerKilled(BuilderError):
-    """A worker process died, most often because memory ran out."""
+    """A worker process died, most often because memory ran out, or none could start."""
 
 
 def results(pool: ProcessPoolExecutor, tasks: Iterable[Callable[[], T]]) -> Iterator[tuple[int, T]]:
@@ -46,17 +64,17 @@ def results(pool: ProcessPoolExecutor, tasks: Iterable[Callable[[], T]]) -> Iter
     ahead = AHEAD * int(getattr(pool, "_max_workers", 64))
     try:
         for number, task in islice(numbered, ahead):
-            waiting[pool.submit(task)] = number
+            waiting[pool.submit(_run, task)] = number
         while waiting:
             done, _ = wait(waiting, return_when=FIRST_COMPLETED)
             for future in done:
                 yield waiting.pop(future), future.result()
             for number, task in islice(numbered, len(done)):
-                waiting[pool.submit(task)] = number
-    except (BrokenProcessPool, SystemExit):  # the latter from a worker that heeded SIGTERM
+                waiting[pool.submit(_run, task)] = number
+    except (BrokenProcessPool, SystemExit):  # the latter when SIGTERM came between two tasks
         raise WorkerKilled(
-            "a worker process was killed (out of memory, or of disk?); what is finished is kept: "
-            "run the same command again, with fewer --jobs if memory was short"
+            "a worker process was killed, or could not start (out of memory, or of disk?); what is "
+            "finished is kept: run the same command again, with fewer --jobs if memory was short"
         ) from None
     finally:
         for future in waiting:
@@ -83,7 +101,16 @@ def results_again(
                 yield numbers[i], result
 
 
-def _start_worker() -> None:
+def _run(task: Callable[[], T]) -> T:
+    if _left.value:
+        raise CancelledError
+    with ending_when_told():
+        return task()
+
+
+def _start_worker(left: c_bool) -> None:
+    global _left
+    _left = left
     # One thread a process: the processes fill the cores. Set before numba is imported.
     os.environ["NUMBA_NUM_THREADS"] = "1"
     # Ctrl-C is the parent's to answer: work begun is finished and committed.

@@ -134,7 +134,8 @@ def planned(photographs: Path, tmp_path: Path) -> Path:
 
 
 def worker(out: Path) -> subprocess.Popen[str]:
-    return start("work", str(out), "--jobs", "2", TMPDIR=str(out.parent))
+    scratch = str(out.parent / "scratch")
+    return start("work", str(out), "--jobs", "2", SEMIFORMULA_SCRATCH=scratch)
 
 
 def workers(process: subprocess.Popen[str]) -> list[int]:
@@ -158,8 +159,26 @@ def test_terminated_work_ends_at_once_with_one_line(whole_group: bool, planned: 
     assert seconds < 5
     assert not any(alive(pid) for pid in pids)
     assert not list(planned.glob("*/.*"))
-    assert not list(planned.parent.glob("semiformula-*/*.npy"))
+    assert (planned.parent / "scratch").exists()
+    assert not list(planned.parent.glob("scratch/*.npy"))
     assert rest(planned) == calm
+
+
+@pytest.mark.parametrize("whole_group", [False, True], ids=["parent", "all"])
+def test_terminated_work_leaves_nothing_of_long_shards(
+    whole_group: bool, photographs: Path, tmp_path: Path
+):
+    """They take longer than a worker has to clear up; more of them wait in the queue."""
+    long = plan_only(photographs, tmp_path / "out", samples=400_000, samples_per_shard=40_000)
+    process = worker(long)
+    while len(list(long.glob("data/.*"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.005)
+    for pid in [*(workers(process) if whole_group else []), process.pid]:
+        os.kill(pid, signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert list((long / "data").iterdir()) == []
 
 
 def test_killed_worker_is_replaced_by_half_as_many_once(planned: Path, calm):
@@ -186,5 +205,5 @@ def test_worker_killed_twice_ends_the_work_with_one_line(planned: Path, calm):
     assert process.returncode == 1
     said, error = errors.splitlines()
     assert said == "a worker process was killed; going on with 1 instead of 2"
-    assert error.startswith("Error: a worker process was killed (out of memory, or of disk?)")
+    assert error.startswith("Error: a worker process was killed, or could not start (out of m")
     assert rest(planned) == calm
