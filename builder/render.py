@@ -63,10 +63,17 @@ def render(
 def check_theta(theta: npt.NDArray[np.float32], channels: int) -> None:
     """Raise BuilderError unless theta is float32 [N, K(C+6)+1] within the ranges of equation 2."""
     width = channels + 6
-    if theta.dtype != np.float32 or theta.ndim != 2 or theta.shape[1] % width != 1:
+    if (
+        theta.dtype != np.float32
+        or theta.ndim != 2
+        or theta.shape[1] % width != 1
+        or theta.shape[1] == 1
+    ):
         raise BuilderError(
             f"theta: expected float32 [N, K*{width}+1], found {theta.dtype} {list(theta.shape)}"
         )
+    if not len(theta):
+        return
     parts = theta[:, :-1].reshape(len(theta), -1, width)
     sigma, rho = parts[..., channels + 2 : channels + 4], parts[..., channels + 4]
     pi, scale = parts[..., channels + 5], theta[:, -1]

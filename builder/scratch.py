@@ -20,9 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from builder.artifacts import atomic_file, sha256_of
+from builder.check_image import image_fault
 from builder.errors import BuilderError
 from builder.images import decode_pixels
-from builder.index import Normals
+from builder.index import ImageFormat, Normals
 from builder.recipe import Recipe
 from builder.shards import fault_of, read_samples
 from builder.storage import Storage
@@ -33,6 +34,10 @@ class Table(NamedTuple):
 
     pixels: npt.NDArray[np.uint8]
     categories: list[str]
+
+
+class DamagedNormals(BuilderError):
+    """The stored normals are not what SHARDS.md says: a fault of the dataset, of nothing else."""
 
 
 def scratch_folder() -> Path:
@@ -57,7 +62,7 @@ def normals_table(storage: Storage, normals: Normals, recipe: Recipe) -> Iterato
     """The decoded normals.
 
     Made from the stored shards, whose hashes are checked, when no process of this node has made
-    it. Raises BuilderError for damaged shards.
+    it. Raises DamagedNormals, and BuilderError for the troubles of this machine and the storage.
     """
     mark = sha256_of("".join(shard.sha256 for shard in normals.shards).encode())[:24]
     path = scratch_folder() / f"normals-{mark}.npy"
@@ -92,15 +97,44 @@ def _write_table(path: Path, storage: Storage, normals: Normals, recipe: Recipe)
         for shard in normals.shards:
             fault = fault_of(storage, shard)
             if fault:
-                raise BuilderError(f"{storage.where(shard.name)}: {fault}; plan again to mend it")
-            for _, members in read_samples(storage, shard.name):
-                pixels = decode_pixels(members[normals.suffix], recipe.channels)
-                if pixels.shape != shape[1:]:
-                    raise BuilderError(
-                        f"{storage.where(shard.name)}: an image of {pixels.shape}, "
-                        f"expected {shape[1:]}"
-                    )
+                raise DamagedNormals(f"{storage.where(shard.name)}: {fault}; plan again to mend it")
+            for key, members in read_samples(storage, shard.name):
+                try:
+                    pixels, category = _decoded(members, normals, recipe)
+                except (OSError, ValueError, SyntaxError, EOFError) as error:  # what Pillow raises
+                    line = f"{error}".replace("\n", " ")
+                    raise DamagedNormals(
+                        f"{storage.where(shard.name)}: normal {key}: {line}"
+                    ) from None
                 file.write(pixels.tobytes())
-                categories.append(json.loads(members["json"])["category"])
+                categories.append(category)
+        if len(categories) != normals.count:
+            raise DamagedNormals(
+                f"{storage.url}: {len(categories)} normals, expected {normals.count}"
+            )
         with atomic_file(path.with_suffix(".json")) as listing:
             listing.write(json.dumps(categories).encode())
+
+
+def _decoded(
+    members: dict[str, bytes], normals: Normals, recipe: Recipe
+) -> tuple[npt.NDArray[np.uint8], str]:
+    """The pixels, uint8 [H, W, C], and the category; ValueError or Pillow's for what is neither."""
+    size_px, channels = recipe.size_px, recipe.channels
+    image = ImageFormat(
+        size_px=size_px, channels=channels, codec="webp", suffix="webp", lossless=True
+    )
+    data = members.get(normals.suffix, b"")
+    fault = image_fault(data, "webp", image)  # before Pillow makes room for what the header says
+    if fault:
+        raise ValueError(fault)
+    pixels = decode_pixels(data, channels)
+    if pixels.shape != (size_px, size_px, channels):
+        raise ValueError(f"an image of {pixels.shape}")
+    try:
+        category = json.loads(members.get("json", b""))["category"]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        category = None
+    if not isinstance(category, str):
+        raise ValueError("no category")
+    return pixels, category

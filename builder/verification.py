@@ -74,6 +74,11 @@ class Verification(Model):
         """Whether no fault was found."""
         return not self.faults
 
+    @property
+    def is_rebuilt(self) -> bool:
+        """Whether as many shards were built again as asked for, or as there are."""
+        return self.counts.rebuilt >= min(self.options.rebuild, self.counts.data_shards)
+
     def lines(self) -> str:
         """For people: a line a fault, what was checked, the verdict."""
         counts = self.counts

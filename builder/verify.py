@@ -19,11 +19,10 @@ from builder.check_parameters import MAX_JPEG_DIFFERENCE, MAX_KERNEL_DIFFERENCE
 from builder.check_shard import check_data_shard, check_normals_shard
 from builder.dataset import INDEX, read_index
 from builder.environment import this_environment
-from builder.errors import BuilderError
 from builder.index import Dataset, DatasetHead, ShardRecord
 from builder.plan import Plan
 from builder.progress import Progress
-from builder.scratch import normals_table
+from builder.scratch import DamagedNormals, normals_table
 from builder.storage import Storage, open_storage
 from builder.verification import Counts, Options, Verification
 from builder.workers import results_again
@@ -35,7 +34,8 @@ def verify(
     """Check everything at `url` that dataset.json names, and that there is nothing else.
 
     `rerender` random samples are painted again and `rebuilds` random shards built again. Faults
-    are collected, not raised; BuilderError where there is no dataset.json, or a damaged one.
+    are collected, not raised; BuilderError where there is no dataset.json, or a damaged one, and
+    for what this machine or the storage cannot do.
     """
     start = time.perf_counter()
     storage = open_storage(url)
@@ -47,7 +47,11 @@ def verify(
     records = check_records(found, storage, dataset, plan)
     checks = _check_shards(found, storage, dataset, plan, rerender, seed, jobs)
     _name_swapped(checks)
-    rebuilt = rebuild(found, storage, dataset, plan, rebuilds, seed, jobs) if rebuilds else 0
+    rebuilt = 0
+    if rebuilds and any(check.faults for check in checks[: len(dataset.normals.shards)]):
+        found.notes.append("nothing was rebuilt: the normals are damaged")
+    elif rebuilds:
+        rebuilt = rebuild(found, storage, dataset, plan, rebuilds, seed, jobs)
     for check in checks:
         found.of_shard(check)
     return Verification(
@@ -90,8 +94,8 @@ def _check_shards(
         if len(chosen):
             try:  # held until the end, so that it is made once
                 held.enter_context(normals_table(storage, head.normals, head.recipe))
-            except (BuilderError, OSError, ValueError, SyntaxError) as error:
-                found.add("rerender", "normals", f"cannot be decoded ({error})")
+            except DamagedNormals as error:
+                found.add("rerender", "normals", error.message)
                 chosen = np.zeros(0, np.int64)
         drawn = plan is None or plan.parameters_from is None
         tolerance = _tolerance(found, dataset) if len(chosen) else 0

@@ -32,6 +32,7 @@ def verify(
     """
     from builder.artifacts import write_json
     from builder.cli import resumable
+    from builder.errors import BuilderError
     from builder.verify import verify as run
     from builder.workers import usable_cores
 
@@ -39,9 +40,13 @@ def verify(
         found = run(
             url, rerender=rerender, rebuilds=rebuild, seed=seed, jobs=jobs or usable_cores()
         )
+    click.echo(found.lines())
     if report is not None:
         write_json(report, found)
-    click.echo(found.lines())
+    if not found.is_rebuilt:
+        raise BuilderError(
+            f"--rebuild {rebuild}: rebuilt {found.counts.rebuilt} shards; a note above says why"
+        )
     if not found.is_whole:
         raise SystemExit(1)
 
