@@ -26,7 +26,7 @@ INTERRUPTED = 130
 
 
 @contextlib.contextmanager
-def resumable(out: str | Path) -> Iterator[None]:
+def _stoppable(hint: str = "") -> Iterator[None]:
     """Ctrl-C and SIGTERM are no accidents: one line and an exit code of their own."""
     from builder.signals import TERMINATED, Terminated, heeding_sigterm
 
@@ -34,14 +34,27 @@ def resumable(out: str | Path) -> Iterator[None]:
         with heeding_sigterm():
             yield
     except KeyboardInterrupt:
-        click.echo(f"Interrupted; the same command goes on in {out}.", err=True)
+        click.echo(f"Interrupted{hint}.", err=True)
         raise SystemExit(INTERRUPTED) from None
     except Terminated:
-        click.echo(f"Terminated; the same command goes on in {out}.", err=True)
+        click.echo(f"Terminated{hint}.", err=True)
         raise SystemExit(TERMINATED) from None
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def resumable(out: str | Path) -> contextlib.AbstractContextManager[None]:
+    """The block of a command that finds in `out` what an interrupted run of it has done."""
+    return _stoppable(f"; the same command goes on in {out}")
+
+
+class _Group(click.Group):
+    """A group whose commands all end on a signal with one line; click's own says "Aborted!"."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _stoppable():
+            return super().invoke(ctx)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def main() -> None:
     """Build pseudo-defect datasets from normal photographs."""

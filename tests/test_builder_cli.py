@@ -1,5 +1,6 @@
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -104,3 +105,29 @@ def test_help_imports_nothing_heavy(package: str):
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert run.stdout.splitlines()[-1] == "[]", run.stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "line"),
+    [(signal.SIGINT, 130, "Interrupted.\n"), (signal.SIGTERM, 143, "Terminated.\n")],
+)
+def test_every_command_ends_a_signal_with_one_line(number: int, code: int, line: str):
+    program = """
+import signal
+from builder.cli import main
+
+@main.command()
+def wait():
+    print("ready", flush=True)
+    signal.pause()
+
+main(["wait"])
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    assert process.communicate(timeout=30) == ("", line)
+    assert process.returncode == code
