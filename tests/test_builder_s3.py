@@ -326,6 +326,8 @@ def test_large_object_goes_in_parts_and_leaves_no_local_copy(
     with storage.open("large") as file:
         assert file.read() == data
     assert storage.size("large") == len(data)
+    about = s3fs.S3FileSystem(skip_instance_cache=True).info(f"{url}/large")
+    assert about["ETag"].strip('"').endswith("-3")  # three parts
     assert list(tmp_path.iterdir()) == []
 
 
