@@ -119,7 +119,8 @@ def index_of(
     return {
         "format": "semiformula-shards", "format_version": 2, "builder_version": "0.1.0",
         "environment": {
-            "kernel": "5f0c2a7be1d94c36", "python": "3.11.7", "numpy": "2.3.5", "numba": "0.62.1", "llvmlite": "0.45.1",
+            "kernel": "5f0c2a7be1d94c36", "python": "3.11.7", "numpy": "2.3.5",
+            "numba": "0.62.1", "llvmlite": "0.45.1",
             "pillow": "12.0.0", "libwebp": "1.6.0", "zlib": "1.3.1", "libjpeg": "turbo 3.1.2",
             "cpu": "by hand",
         },
