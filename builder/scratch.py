@@ -2,24 +2,27 @@
 
 It lies in the temporary folder (or $SEMIFORMULA_SCRATCH) under the hash of its shards, so that the
 tasks of an array job that land on one node share it. A shared lock says that it is in use; the
-last user removes it.
+last user removes it, or, where that one was killed, the first user of the next table.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
+import io
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from builder.artifacts import atomic_file, sha256_of
+from builder.artifacts import TEMPORARY, atomic_file, sha256_of, sha256_of_file
 from builder.check_image import image_fault
 from builder.errors import BuilderError
 from builder.images import decode_pixels
@@ -46,10 +49,12 @@ def scratch_folder() -> Path:
     folder = Path(given) if given else Path(tempfile.gettempdir()) / f"semiformula-{os.getuid()}"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # In a folder that all may write to, a link may be another's trap.
+        about = folder.stat() if given else folder.lstat()
     except OSError as error:
         raise BuilderError(f"scratch folder {folder}: {error.strerror}") from None
-    about = folder.stat()
-    if about.st_uid != os.getuid() or (not given and about.st_mode & 0o077):
+    ours = stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid()
+    if not ours or (not given and about.st_mode & 0o077):
         raise BuilderError(
             f"scratch folder {folder}: others may write to it; set SEMIFORMULA_SCRATCH to one of "
             "your own"
@@ -64,36 +69,113 @@ def normals_table(storage: Storage, normals: Normals, recipe: Recipe) -> Iterato
     Made from the stored shards, whose hashes are checked, when no process of this node has made
     it. Raises DamagedNormals, and BuilderError for the troubles of this machine and the storage.
     """
-    mark = sha256_of("".join(shard.sha256 for shard in normals.shards).encode())[:24]
+    shape = (normals.count, recipe.size_px, recipe.size_px, recipe.channels)
+    # Grey photographs give the same shards for one channel and for three.
+    shards = "".join(shard.sha256 for shard in normals.shards)
+    mark = sha256_of(f"{shape} {shards}".encode())[:24]
     path = scratch_folder() / f"normals-{mark}.npy"
-    with path.with_suffix(".lock").open("ab") as lock:
+    with _opened_lock(path) as lock:
         while True:
-            fcntl.flock(lock, fcntl.LOCK_SH)
+            if _locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):  # no other uses it
+                _sweep(path)
+                if not _is_whole(path):
+                    _write_table(path, storage, normals, recipe)
+                # Not atomic: between the two locks another may come and go, and remove it.
+                _locked(lock, fcntl.LOCK_SH)
+            elif not _locked(lock, fcntl.LOCK_SH | fcntl.LOCK_NB):  # another makes or checks it
+                _locked(lock, fcntl.LOCK_SH)
+                _locked(lock, fcntl.LOCK_UN)
+                continue
             if path.exists():
                 break
-            # Not atomic: between the two locks another may make it, or its last user remove it.
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not path.exists():
-                _write_table(path, storage, normals, recipe)
+            _locked(lock, fcntl.LOCK_UN)
         try:
-            pixels = np.load(path, mmap_mode="r", allow_pickle=False)
-            yield Table(pixels, json.loads(path.with_suffix(".json").read_bytes()))
+            yield _mapped(path)
         finally:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                pass  # others use it
-            else:
-                path.unlink(missing_ok=True)
-                path.with_suffix(".json").unlink(missing_ok=True)
+            if _locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):  # else others use it
+                _remove(path)
+
+
+@contextmanager
+def _opened_lock(path: Path) -> Iterator[IO[bytes]]:
+    try:
+        lock = path.with_suffix(".lock").open("ab")
+    except OSError as error:
+        raise _unusable(path, error) from None
+    with lock:
+        yield lock
+
+
+def _locked(lock: IO[bytes], how: int) -> bool:
+    """Lock, wait for it unless LOCK_NB is given; False when another holds it."""
+    try:
+        fcntl.flock(lock, how)
+    except BlockingIOError:
+        return False
+    except OSError as error:  # a network disk that knows no locks
+        raise _unusable(Path(lock.name), error) from None
+    return True
+
+
+def _unusable(path: Path, error: OSError) -> BuilderError:
+    return BuilderError(
+        f"scratch folder {path.parent}: cannot be used ({error.strerror}); set "
+        "SEMIFORMULA_SCRATCH to a folder on a local disk"
+    )
+
+
+def _sweep(ours: Path) -> None:
+    """Remove what killed processes left: their tables, and the half-written ones. Locks stay."""
+    _remove_temporaries(ours)
+    for lock in ours.parent.glob("normals-*.lock"):
+        path = lock.with_suffix(".npy")
+        if path == ours:
+            continue
+        with suppress(OSError), lock.open("ab") as held:  # who cannot be locked is left alone
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove_temporaries(path)
+            _remove(path)
+
+
+def _remove_temporaries(path: Path) -> None:
+    for left in path.parent.glob(f".{path.stem}.*{TEMPORARY}*"):
+        with suppress(OSError):
+            left.unlink()
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
+        path.with_suffix(".json").unlink(missing_ok=True)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a table that was found here holds the bytes that were written."""
+    try:
+        stated: object = json.loads(path.with_suffix(".json").read_bytes())["sha256"]
+        return stated == sha256_of_file(path)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _mapped(path: Path) -> Table:
+    try:
+        pixels = np.load(path, mmap_mode="r", allow_pickle=False)
+        return Table(pixels, json.loads(path.with_suffix(".json").read_bytes())["categories"])
+    except OSError as error:
+        raise _unusable(path, error) from None
 
 
 def _write_table(path: Path, storage: Storage, normals: Normals, recipe: Recipe) -> None:
     shape = (normals.count, recipe.size_px, recipe.size_px, recipe.channels)
-    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "|u1", "fortran_order": False, "shape": shape}
+    )
+    digest = hashlib.sha256(header.getvalue())
     categories: list[str] = []
     with atomic_file(path) as file:
-        np.lib.format.write_array_header_1_0(file, header)
+        file.write(header.getvalue())
         for shard in normals.shards:
             fault = fault_of(storage, shard)
             if fault:
@@ -106,14 +188,17 @@ def _write_table(path: Path, storage: Storage, normals: Normals, recipe: Recipe)
                     raise DamagedNormals(
                         f"{storage.where(shard.name)}: normal {key}: {line}"
                     ) from None
-                file.write(pixels.tobytes())
+                data = pixels.tobytes()
+                digest.update(data)
+                file.write(data)
                 categories.append(category)
         if len(categories) != normals.count:
             raise DamagedNormals(
                 f"{storage.url}: {len(categories)} normals, expected {normals.count}"
             )
         with atomic_file(path.with_suffix(".json")) as listing:
-            listing.write(json.dumps(categories).encode())
+            about = {"sha256": digest.hexdigest(), "categories": categories}
+            listing.write(json.dumps(about).encode())
 
 
 def _decoded(
