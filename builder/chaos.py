@@ -1,7 +1,9 @@
 """Storages that fail on purpose, for `builder selftest --chaos`; nobody else asks for them.
 
-SEMIFORMULA_CHAOS=SEED:PROBABILITY:LOG makes every operation of a process fail with that
-probability and appends a line for each fault to the file LOG.
+SEMIFORMULA_CHAOS=SEED:PROBABILITY:LOG makes a process's operations fail with that probability and
+appends a line for each fault to the file LOG. Of a folder's operations these are opening a file to
+read or write it (listing, sizes, removals and the reading of many records are spared); of an object
+store's every call of the driver.
 """
 
 from __future__ import annotations

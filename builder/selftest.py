@@ -59,7 +59,7 @@ def chaos(
 ) -> Account:
     """Build calmly, then among chaos, in `folder`; the final files must be the same bytes.
 
-    Raises BuilderError that names the files which differ.
+    Raises BuilderError that names the files which differ, or when fewer kills than asked for came.
     """
     moments = random.Random(seed)
     calm, tried = folder / "calm", folder / "chaos"
@@ -91,6 +91,11 @@ def chaos(
         raise BuilderError(
             f"{account.line()}; DIFFERENT from the calm build: {', '.join(different)}; "
             f"both are kept in {folder}"
+        )
+    if account.kills.total() < kills:
+        raise BuilderError(
+            f"same bytes, but only {account.kills.total()} of {kills} kills came in time; try more "
+            f"--samples, or another --seed; all is kept in {folder}"
         )
     return account
 
@@ -154,21 +159,20 @@ def _running(
     """The builder as a process with a group of its own, which an exception ends."""
     scratch = {"SEMIFORMULA_SCRATCH": str(folder / "scratch")}  # of its own, to be removed with it
     environment = {key: value for key, value in os.environ.items() if key != CHAOS}
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "builder", *arguments],
         env={**environment, **scratch, **variables},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-    )
-    try:
-        yield process
-    except BaseException:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        raise
+    ) as process:
+        try:
+            yield process
+        except BaseException:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
 
 
 def _finish_calmly(folder: Path, arguments: list[str]) -> None:
@@ -224,11 +228,25 @@ def _workers(pid: int) -> list[int]:
 def _wait_for_group(pid: int, seconds: float = 30.0) -> None:
     """Workers end by themselves when their parent is gone."""
     end = time.monotonic() + seconds
-    with suppress(ProcessLookupError):
-        while time.monotonic() < end:
-            os.killpg(pid, 0)
-            time.sleep(0.02)
-        raise BuilderError(f"a worker outlived its killed parent by {seconds:.0f} s")
+    while _group_lives(pid):
+        if time.monotonic() > end:
+            raise BuilderError(f"a worker outlived its killed parent by {seconds:.0f} s")
+        time.sleep(0.02)
+
+
+def _group_lives(group: int) -> bool:
+    """Whether a process of the group runs; what has ended and is not reaped (Z) does not."""
+    if not Path("/proc/self/stat").exists():
+        with suppress(ProcessLookupError):
+            os.killpg(group, 0)
+            return True
+        return False
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            state, _, found = path.read_text().rpartition(")")[2].split()[:3]
+            if int(found) == group and state != "Z":
+                return True
+    return False
 
 
 def _damage(out: Path, moments: random.Random, account: Account) -> str:

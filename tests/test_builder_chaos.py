@@ -1,5 +1,8 @@
 import contextlib
 import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -49,11 +52,13 @@ def test_faulty_folder_never_keeps_half_a_plan(tmp_path: Path):
 
 
 def test_faulty_bucket_is_waited_for(tmp_path: Path):
-    storage = FaultyBucket(f"memory://{tmp_path}", Faults(f"0:0.3:{tmp_path / 'log'}"))
+    faults = Faults(f"0:0.3:{tmp_path / 'log'}")
+    faults._random.seed(0)  # else another in every process
+    storage = FaultyBucket(f"memory://{tmp_path}", faults)
     for i in range(4):
         write(storage, f"{i}")
         assert storage.read(f"{i}") == bytes(100)
-    assert set((tmp_path / "log").read_text().split()) <= {"request", "answer", "lost"}
+    assert set((tmp_path / "log").read_text().splitlines()) == {"request lost", "answer lost"}
 
 
 def test_storage_is_disturbed_only_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -94,3 +99,47 @@ def test_chaos_names_what_differs(
         selftest.chaos(
             tmp_path / "out", samples=16, kills=0, seed=0, normals=str(photographs), say=print
         )
+
+
+def test_chaos_with_fewer_kills_than_asked_for_fails(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(selftest, "ROUNDS_A_KILL", 0)
+    with pytest.raises(
+        BuilderError, match="same bytes, but only 0 of 2 kills came in time; try more"
+    ):
+        selftest.chaos(
+            tmp_path / "out", samples=16, kills=2, seed=0, normals=str(photographs), say=print
+        )
+
+
+@pytest.fixture
+def unreaped_group() -> Iterator[int]:
+    """A process group of one that has ended and that nobody waits for."""
+    process = subprocess.Popen([sys.executable, "-c", ""], start_new_session=True)
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    yield process.pid
+    process.wait()
+
+
+def test_ended_worker_that_nobody_reaps_is_not_waited_for(unreaped_group: int):
+    selftest._wait_for_group(unreaped_group, 0.2)
+
+
+def test_worker_that_lives_on_is_one_line():
+    code = "import time; time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    with pytest.raises(BuilderError, match=r"a worker outlived its killed parent by 1 s"):
+        selftest._wait_for_group(process.pid, 1.0)
+    process.kill()
+    process.wait()
+
+
+def test_error_after_a_run_was_read_is_passed_on(tmp_path: Path):
+    def failing() -> None:
+        with selftest._running(tmp_path, ["--version"], {}) as process:
+            process.communicate()
+            raise BuilderError("outlived")
+
+    with pytest.raises(BuilderError, match="outlived"):
+        failing()
