@@ -134,7 +134,7 @@ def _refuse_changed(storage: Storage, standing: Plan, origin: str, dataset: Data
 
 def _copy(source: Storage, target: Storage, shard: ShardRecord) -> None:
     """Copy a shard unless it stands; nothing appears unless its bytes are the recorded ones."""
-    if not fault_of(target, shard):
+    if target.size(shard.name) == shard.bytes and not fault_of(target, shard):
         return
     try:
         with source.open(shard.name) as file, target.write(shard.name) as copy:

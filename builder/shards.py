@@ -142,10 +142,9 @@ def committed(storage: Storage, plan_sha256: str, name: str, *, deep: bool) -> S
         return None
     if commit.plan_sha256 != plan_sha256 or commit.shard.name != name:
         return None
-    whole = (
-        not fault_of(storage, commit.shard) if deep else storage.size(name) == commit.shard.bytes
-    )
-    return commit.shard if whole else None
+    # The size always: what is no plain file does not count, whatever opening it would give.
+    whole = storage.size(name) == commit.shard.bytes
+    return commit.shard if whole and not (deep and fault_of(storage, commit.shard)) else None
 
 
 def read_samples(

@@ -6,6 +6,7 @@ A file appears whole or not at all.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import stat
@@ -59,7 +60,7 @@ class Storage(ABC):
 
     @abstractmethod
     def read_many(self, names: Iterable[str]) -> Iterator[bytes | None]:
-        """The first 64 KiB of each of many files in order, None for a missing one."""
+        """The first 64 KiB of each of many files in order, None for a missing one, or a link."""
 
     @abstractmethod
     def open(self, name: str) -> contextlib.AbstractContextManager[IO[bytes]]:
@@ -75,7 +76,7 @@ class Storage(ABC):
 
     @abstractmethod
     def size(self, name: str) -> int | None:
-        """The file's bytes; None when it is not there."""
+        """The file's bytes; None when it is not there, or is no plain file (a link)."""
 
     def exists(self, name: str) -> bool:
         """Whether the file is there."""
@@ -120,7 +121,7 @@ class Folder(Storage):
 
     def size(self, name: str) -> int | None:
         try:
-            about = (self.path / name).stat()
+            about = (self.path / name).lstat()
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
@@ -137,13 +138,17 @@ class Folder(Storage):
     def read_many(self, names: Iterable[str]) -> Iterator[bytes | None]:
         # The system's own calls: a million records through pathlib and buffers take minutes.
         folder = os.fsencode(self.path) + b"/"
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
         for name in names:
             try:
-                number = os.open(folder + os.fsencode(name), os.O_RDONLY | os.O_CLOEXEC)
+                number = os.open(folder + os.fsencode(name), flags)
             except FileNotFoundError:
                 yield None
                 continue
             except OSError as error:
+                if error.errno == errno.ELOOP:  # a link, which `entries` does not list either
+                    yield None
+                    continue
                 raise _unreadable(self.where(name), error) from None
             try:
                 yield os.read(number, MAX_RECORD_BYTES)

@@ -1,6 +1,7 @@
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +14,9 @@ from builder.bucket import Bucket, is_final, retry_seconds
 from builder.errors import BuilderError
 from builder.plan import make_plan
 from builder.sources import find_source
+from builder.status import finish
 from builder.storage import Folder, Storage, TooLarge, is_remote, make_room, open_storage
+from builder.work import local_engine, work
 from tests.test_builder_build import hashes, recipe, run
 
 
@@ -84,6 +87,28 @@ def test_walk_of_a_folder_follows_no_links(tmp_path: Path):
     (tmp_path / "link").symlink_to(tmp_path / "a")
     (tmp_path / "a" / "linked").symlink_to(tmp_path / "a" / "file")
     assert [one.name for one in Folder(tmp_path).walk()] == ["a/file"]
+
+
+def test_link_is_no_file_of_the_folder(tmp_path: Path):
+    (tmp_path / "file").write_text("1")
+    (tmp_path / "link").symlink_to("file")
+    folder = Folder(tmp_path)
+    assert folder.size("link") is None
+    assert list(folder.read_many(["link", "file"])) == [None, b"1"]
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize(
+    "name", ["data/train-00001-of-00004.tar", "records/train-00001-of-00004.json"]
+)
+def test_linked_file_is_built_again(deep: bool, name: str, dataset: Path, tmp_path: Path):
+    out = Path(shutil.copytree(dataset, tmp_path / "out"))
+    (out / name).rename(tmp_path / "elsewhere")
+    (out / name).symlink_to(tmp_path / "elsewhere")
+    (out / "dataset.json").unlink()
+    done = work(str(out), "0/1", local_engine(1), deep=deep)
+    assert (done.built, done.kept) == (1, 3)
+    assert finish(open_storage(str(out))).samples == 20
 
 
 def test_driver_that_is_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch):
