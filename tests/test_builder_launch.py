@@ -95,6 +95,7 @@ def test_kubernetes_folder_needs_a_claim(dataset: Path):
     [
         {"a": {"b": [1, {"c": ["x: y", "'", '"', "#"], "d": {}}, []]}, "e": None, "f": True},
         [{"a": [{"b": "é\n"}]}, "yes", "1", "- x"],
+        ["\U0001f4c8 \u4e2d", {"a": "\x7f\x85\u2028\\"}],
     ],
 )
 def test_yaml_reads_back(value: object):
@@ -174,8 +175,15 @@ def arrays(script: str) -> list[str]:
 
 
 def test_slurm_array_is_cut_at_the_largest_size(dataset: Path):
-    script = printed(*SLURM, str(dataset), "--tasks", "4", "--at-once", "2")
-    assert arrays(script) == ["0 0-2%2", "3 0-0%2"]
+    script = printed(*SLURM, str(dataset), "--tasks", "4")
+    assert arrays(script) == ["0 0-2", "3 0-0"]
+
+
+def test_slurm_arrays_share_what_may_run_at_once(dataset: Path):
+    words = [*SLURM, str(dataset), "--tasks", "4", "--at-once"]
+    assert arrays(printed(*words, "3")) == ["0 0-2%2", "3 0-0%1"]
+    said = refused(*words, "1")
+    assert said.startswith("Error: --at-once 1: 2 arrays of at most 3 tasks run side by side; ")
 
 
 def test_slurm_tasks_are_one_a_shard_at_most(dataset: Path):

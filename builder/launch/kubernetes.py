@@ -120,7 +120,10 @@ def text_of(job: KubernetesJob) -> str:
 
 
 def yaml_of(value: Any, indent: str = "") -> str:
-    """YAML of tables, lists and scalars; strings are quoted as in JSON, which YAML contains."""
+    """YAML of tables, lists and scalars; strings are quoted as in JSON, which YAML contains.
+
+    But for escapes: JSON's two surrogates of a character would be two characters in YAML.
+    """
     if isinstance(value, dict) and value:
         lines = []
         for key, item in value.items():
@@ -131,7 +134,8 @@ def yaml_of(value: Any, indent: str = "") -> str:
     if isinstance(value, list) and value and not _flat(value):
         items = (yaml_of(item, indent + "  ") for item in value)
         return "\n".join(f"{indent}- {item.lstrip()}" for item in items)
-    return json.dumps(value)
+    text = json.dumps(value, ensure_ascii=False)
+    return "".join(c if " " <= c <= "~" else f"\\U{ord(c):08x}" for c in text)
 
 
 def _flat(value: Any) -> bool:

@@ -31,7 +31,10 @@ class SlurmJob:
 
 
 def script_of(job: SlurmJob) -> str:
-    """A bash script that submits the arrays and the job that finishes, each of them written out."""
+    """A bash script that submits the arrays and the job that finishes, each of them written out.
+
+    Raises BuilderError when fewer tasks may run at once than there are arrays.
+    """
     python, url = shlex.quote(job.python), shlex.quote(job.url)
     task = f'"$((SEMIFORMULA_FIRST_TASK + SLURM_ARRAY_TASK_ID))/{job.tasks}"'
     work = _sbatch_script(
@@ -47,9 +50,9 @@ def script_of(job: SlurmJob) -> str:
         ["--requeue"],
         f"{python} -m builder status {url}\nexec {python} -m builder finish {url}",
     )
-    throttle = f"%{job.at_once}" if job.at_once else ""
     arrays = "\n".join(
-        f"submit_work {first} 0-{count - 1}{throttle}" for first, count in _arrays(job)
+        f"submit_work {first} 0-{count - 1}{limit}"
+        for (first, count), limit in zip(_arrays(job), _limits(job), strict=True)
     )
     logs = shlex.quote(job.logs)
     status = shlex.quote(f"{python} -m builder status {url}")
@@ -102,6 +105,20 @@ def _arrays(job: SlurmJob) -> list[tuple[int, int]]:
     """Arrays of at most MaxArraySize tasks: the number of the first task, and how many."""
     size = job.max_array_size
     return [(first, min(size, job.tasks - first)) for first in range(0, job.tasks, size)]
+
+
+def _limits(job: SlurmJob) -> list[str]:
+    """What lets at most `at_once` tasks of all arrays run: Slurm counts those of each apart."""
+    number = len(_arrays(job))
+    if job.at_once is None:
+        return [""] * number
+    if job.at_once < number:
+        raise BuilderError(
+            f"--at-once {job.at_once}: {number} arrays of at most {job.max_array_size} tasks run "
+            f"side by side; give at least {number}, or fewer --tasks"
+        )
+    share, more = divmod(job.at_once, number)
+    return [f"%{share + (i < more)}" for i in range(number)]
 
 
 def max_array_size() -> int | None:
