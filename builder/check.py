@@ -44,7 +44,8 @@ class ShardCheck:
     """What the check of one shard found.
 
     `samples` were read whole; `sha256` is that of the bytes found, empty where there are none;
-    `differing` of the `redrawn` samples are not the recipe's draw.
+    `differing` of the `redrawn` samples are not the recipe's draw. `photographs` are the lines of
+    provenance that the plan's `photographs_sha256` is made of.
     """
 
     record: ShardRecord
@@ -57,6 +58,7 @@ class ShardCheck:
     differing: int = 0
     rerendered: int = 0
     categories: list[str | None] = field(default_factory=list)
+    photographs: list[str] = field(default_factory=list)
 
     def add(self, kind: Kind, key: str, message: str) -> None:
         """Keep a fault; beyond the first few, their number alone."""

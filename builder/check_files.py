@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
-from builder.artifacts import parse_json
+from builder.artifacts import parse_json, sha256_of
 from builder.check import Kind, ShardCheck
 from builder.dataset import INDEX
 from builder.errors import BuilderError
@@ -104,8 +105,19 @@ def check_plan(found: Findings, storage: Storage, dataset: Dataset) -> Plan | No
     return plan
 
 
+def check_photographs(found: Findings, plan: Plan | None, normals: Sequence[ShardCheck]) -> None:
+    """Compare the provenance of all normals, once it is whole, with what was planned."""
+    if plan is None or any(check.faults for check in normals):
+        return
+    lines = "".join(line for check in normals for line in check.photographs)
+    if sha256_of(lines.encode(errors="surrogatepass")) != plan.photographs_sha256:
+        found.add(
+            "plan", PLAN, "photographs_sha256 is not that of the normals' sha256, category and path"
+        )
+
+
 def check_surplus(found: Findings, storage: Storage, dataset: Dataset) -> None:
-    """Find the files below the root that neither the index nor the builder's commands explain."""
+    """Find what is below the root and neither the index nor the builder's commands explain."""
     ours = {INDEX, PLAN}
     ours.update(shard.name for shard in dataset.normals.shards)
     for shard in dataset.shards:
@@ -123,6 +135,8 @@ def check_surplus(found: Findings, storage: Storage, dataset: Dataset) -> None:
     if not listed:  # it is there, for it was read: so this is no listing
         found.notes.append("surplus files were not looked for: this storage cannot be listed")
         return
+    for name in sorted(set(storage.strangers()) - ours):
+        found.add("surplus", name, "neither a plain file nor a folder: a link, a pipe, ...")
     for entry in sorted(surplus):
         size = f" ({entry.bytes} bytes)" if entry.bytes else ""  # a web server does not say
         found.add("surplus", entry.name, f"nothing names this file{size}")

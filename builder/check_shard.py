@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import IO
@@ -150,8 +151,21 @@ def _walk_normals(
         if category not in known:
             check.add("json", key, f"category {category!r:.60} is none of dataset.json's")
         _check_fields(check, key, data, fields, expected)
+        _check_provenance(check, key, fields)
         check.categories.append(category if isinstance(category, str) else None)
+        check.photographs.append(f"{fields.get('sha256')} {category} {fields.get('path')}\n")
         check.samples += 1
+
+
+def _check_provenance(check: ShardCheck, key: str, fields: dict[str, object]) -> None:
+    """A photograph lies below its root, and has a hash."""
+    path, sha256 = fields.get("path"), fields.get("sha256")
+    if isinstance(path, str) and (path[:1] in ("", "/") or ".." in path.split("/")):
+        check.add(
+            "json", key, f"path: expected one below the photographs' root, found {path!r:.60}"
+        )
+    if isinstance(sha256, str) and not re.fullmatch(r"[0-9a-f]{64}", sha256):
+        check.add("json", key, f"sha256: expected 64 hexadecimal digits, found {sha256!r:.60}")
 
 
 def _fields(data: bytes) -> dict[str, object]:
@@ -237,7 +251,8 @@ def _check_json(check: ShardCheck, task: DataTask, index: int, data: bytes) -> i
     """The number of the normal that the sample's JSON names; -1 when it names none."""
     fields, key = _fields(data), f"{index:09d}"
     name, count = fields.get("normal"), task.head.normals.count
-    if not (isinstance(name, str) and len(name) == 9 and name.isdecimal() and int(name) < count):
+    known_form = isinstance(name, str) and re.fullmatch(r"[0-9]{9}", name)
+    if not (isinstance(name, str) and known_form and int(name) < count):
         check.add("json", key, f"normal: expected a key below {count:09d}, found {name!r:.60}")
         return -1
     normal = int(name)

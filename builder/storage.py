@@ -54,6 +54,10 @@ class Storage(ABC):
     def walk(self, folder: str = "") -> Iterator[Entry]:
         """The files in a folder and in all below it, in any order; links are not followed."""
 
+    def strangers(self) -> Iterator[str]:
+        """The names below the root of what is neither a file nor a folder: links, pipes."""
+        return iter(())
+
     @abstractmethod
     def read(self, name: str, max_bytes: int = MAX_JSON_BYTES) -> bytes:
         """All bytes of a small file; BuilderError beyond `max_bytes`."""
@@ -118,6 +122,15 @@ class Folder(Storage):
         for top, _, _ in os.walk(self.path / folder, onerror=refuse):
             below = Path(top).relative_to(self.path).as_posix()
             yield from self.entries("" if below == "." else below)
+
+    def strangers(self) -> Iterator[str]:
+        for top, folders, files in os.walk(self.path):
+            for name in folders + files:
+                path = Path(top) / name
+                with contextlib.suppress(FileNotFoundError):
+                    mode = path.lstat().st_mode
+                    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                        yield path.relative_to(self.path).as_posix()
 
     def size(self, name: str) -> int | None:
         try:

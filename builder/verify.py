@@ -14,7 +14,14 @@ import numpy.typing as npt
 from builder import __version__
 from builder.check import DataTask, ShardCheck
 from builder.check_again import rebuild
-from builder.check_files import Findings, check_index, check_plan, check_records, check_surplus
+from builder.check_files import (
+    Findings,
+    check_index,
+    check_photographs,
+    check_plan,
+    check_records,
+    check_surplus,
+)
 from builder.check_parameters import MAX_JPEG_DIFFERENCE, MAX_KERNEL_DIFFERENCE
 from builder.check_shard import check_data_shard, check_normals_shard
 from builder.dataset import INDEX, read_index
@@ -87,6 +94,7 @@ def _check_shards(
             tasks.append(partial(check_normals_shard, url, head, shard, start))
         normals = _run(tasks, jobs, progress)
         categories = _categories(found, dataset, normals)
+        check_photographs(found, plan, normals)
         chosen = _chosen(found, dataset, rerender, seed)
         if len(chosen) and any(check.faults for check in normals):
             found.notes.append("nothing was rendered again: the normals are damaged")

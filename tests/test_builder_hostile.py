@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -112,3 +113,51 @@ def test_machine_that_makes_other_bytes_says_so_in_one_line(copy: Path):
     assert result.exit_code == 1
     assert ": no fault: " in result.output
     assert result.output.splitlines()[-1].startswith("Error: --rebuild 4: rebuilt 0 shards")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        (
+            "path",
+            "../../etc/passwd",
+            "path: expected one below the photographs' root, found '../..",
+        ),
+        ("path", "/etc/passwd", "path: expected one below the photographs' root, found '/etc"),
+        ("sha256", "zz" * 32, "sha256: expected 64 hexadecimal digits, found 'zz"),
+        ("path", "steel/other.png", "photographs_sha256 is not that of the normals'"),
+        ("sha256", "0" * 64, "photographs_sha256 is not that of the normals'"),
+    ],
+)
+def test_forged_provenance_is_found(field: str, value: str, message: str, copy: Path):
+    def change(name: str, data: bytes) -> bytes:
+        if name != "000000002.json":
+            return data
+        return json.dumps({**json.loads(data), field: value}).encode()
+
+    edit(copy / NORMALS, change)
+    forge(copy)
+    found = verify(str(copy), jobs=1)
+    assert [fault.message[: len(message)] for fault in found.faults] == [message]
+
+
+def test_normal_named_in_other_digits_is_found(copy: Path):
+    def change(name: str, data: bytes) -> bytes:
+        if name != "000000008.json":
+            return data
+        fields = json.loads(data)
+        other = fields["normal"].translate({ord("0") + i: 0x660 + i for i in range(10)})
+        return json.dumps({**fields, "normal": other}, ensure_ascii=False).encode()
+
+    edit(copy / SECOND, change)
+    forge(copy)
+    assert kinds(verify(str(copy), jobs=1)) == [("json", SECOND, "000000008")]
+
+
+def test_surplus_links_and_pipes_are_found(copy: Path, tmp_path: Path):
+    (copy / "data" / "link").symlink_to(tmp_path)
+    (copy / "dangling").symlink_to("nowhere")
+    (copy / "linked").symlink_to("plan.json")
+    os.mkfifo(copy / "pipe")
+    found = verify(str(copy), jobs=1)
+    assert kinds(found) == [("surplus", x, "") for x in ("dangling", "data/link", "linked", "pipe")]
