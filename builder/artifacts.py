@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import secrets
+import tempfile
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -185,11 +186,25 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         finally:
             os.close(folder)
     except OSError as error:
+        if error.errno is None:  # no answer of the system: what the caller did in the block
+            raise
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         hint = "; what is finished is kept: free space and run the same command again"
         raise BuilderError(
             f"{path}: cannot be written ({error.strerror}){hint if full else ''}"
         ) from None
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Raise BuilderError where no file can be written: asked before work of hours, not after."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise BuilderError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def readable_json(model: BaseModel) -> bytes:

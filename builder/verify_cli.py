@@ -30,16 +30,15 @@ def verify(
     Reads each shard once: length, SHA-256, members, images' headers, parameters against the
     recipe's draw; then records, plan and surplus files. Changes nothing.
     """
-    from builder.artifacts import write_json
-    from builder.cli import resumable
+    from builder.artifacts import refuse_unwritable, write_json
     from builder.errors import BuilderError
     from builder.verify import verify as run
     from builder.workers import usable_cores
 
-    with resumable(url):
-        found = run(
-            url, rerender=rerender, rebuilds=rebuild, seed=seed, jobs=jobs or usable_cores()
-        )
+    if report is not None:
+        refuse_unwritable(report)
+    # Nothing of an interrupted check is kept: the group's line says that it was, no more.
+    found = run(url, rerender=rerender, rebuilds=rebuild, seed=seed, jobs=jobs or usable_cores())
     click.echo(found.lines())
     if report is not None:
         write_json(report, found)

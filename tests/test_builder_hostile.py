@@ -4,6 +4,9 @@ import io
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +155,27 @@ def test_normal_named_in_other_digits_is_found(copy: Path):
     edit(copy / SECOND, change)
     forge(copy)
     assert kinds(verify(str(copy), jobs=1)) == [("json", SECOND, "000000008")]
+
+
+def test_report_that_cannot_be_written_is_refused_before_the_work(dataset: Path, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file" / "report.json", Path("/proc/report.json")):
+        words = ["verify", str(dataset), "--jobs", "1", "--report", str(place)]
+        result = CliRunner().invoke(main, words)
+        assert result.exit_code == 1
+        assert result.output.startswith(f"Error: {place}: cannot be written (")
+        assert len(result.output.splitlines()) == 1
+
+
+def test_interrupted_verify_promises_nothing(copy: Path):
+    (copy / "dataset.json").unlink()
+    os.mkfifo(copy / "dataset.json")
+    words = [sys.executable, "-m", "builder", "verify", str(copy)]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    with (copy / "dataset.json").open("wb"):  # opens once verify reads it
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (130, "Interrupted.\n")
 
 
 def test_surplus_links_and_pipes_are_found(copy: Path, tmp_path: Path):

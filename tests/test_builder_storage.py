@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import UnidentifiedImageError
 
 from builder import bucket as bucket_module
 from builder.bucket import Bucket, is_final, retry_seconds
@@ -79,6 +80,16 @@ def test_writer_that_fails_leaves_nothing(storage: Storage):
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert [one.name for one in storage.walk()] == ["b"]
+
+
+def test_error_of_the_block_is_not_blamed_on_the_disk(tmp_path: Path):
+    def undecodable() -> None:
+        with Folder(tmp_path).write("a"):
+            raise UnidentifiedImageError("no image")
+
+    with pytest.raises(UnidentifiedImageError, match="no image"):
+        undecodable()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_walk_of_a_folder_follows_no_links(tmp_path: Path):
