@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from itertools import islice
@@ -22,6 +23,7 @@ if TYPE_CHECKING:  # imported on the cluster's nodes: without numpy and pydantic
 
 RETRIES = 3  # how often a shard's task may lose its worker process or node
 AHEAD = 2  # tasks a core that are handed out: the next is there before the last is done
+QUIET_SECONDS = 120.0  # a longer wait for a node with a core is announced
 _OBJECT_STORE_BYTES = 80 * 2**20  # the least that Ray takes: only small records pass
 _ANSWER_SECONDS = 5.0
 
@@ -57,7 +59,7 @@ def ray_engine(address: str | None, jobs: int | None) -> Engine:
             TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder,
             _cluster(ray, address, jobs, folder),
         ):
-            yield from _results(ray, url, indices, deep, jobs)
+            yield from _results(ray, url, indices, deep, jobs, say)
 
     return run
 
@@ -111,22 +113,36 @@ def _refuse_silent(address: str) -> None:
 
 
 def _results(
-    ray: Any, url: str, indices: Sequence[int], deep: bool, jobs: int | None
+    ray: Any,
+    url: str,
+    indices: Sequence[int],
+    deep: bool,
+    jobs: int | None,
+    say: Callable[[str], None],
 ) -> Generator[Done, None, None]:
     # The name alone travels: every node imports its own builder.
     task = ray.remote(num_cpus=1, max_retries=RETRIES)(_build)
     left = iter(indices)
     waiting: dict[Any, int] = {}
+    alive, told = time.monotonic(), False
     try:
         while True:
             # Asked each time: the cluster may grow, or lose a node.
             cores = int(ray.cluster_resources().get("CPU", 0))
+            if cores:
+                alive, told = time.monotonic(), False
+            elif time.monotonic() - alive >= QUIET_SECONDS and not told:
+                told = True
+                say(
+                    f"no node of the Ray cluster has had a core for {QUIET_SECONDS:.0f} s; "
+                    "`ray status` on its head node lists them; waiting on"
+                )
             wanted = jobs or AHEAD * max(cores, 1)
             for index in islice(left, max(0, wanted - len(waiting))):
                 waiting[task.remote(url, index, deep)] = index
             if not waiting:
                 return
-            done, _ = ray.wait(list(waiting), num_returns=1)
+            done, _ = ray.wait(list(waiting), num_returns=1, timeout=min(10.0, QUIET_SECONDS))
             for reference in done:
                 yield _result(ray, reference, waiting.pop(reference), url)
     finally:

@@ -44,10 +44,16 @@ def planned(photographs: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def cluster() -> Iterator[dict[str, object]]:
     """Two nodes; nothing of them is left afterwards."""
+    with started_cluster() as about:
+        yield about
+
+
+@contextlib.contextmanager
+def started_cluster(*words: str) -> Iterator[dict[str, object]]:
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # a socket's path must be short
         (Path(folder) / "ray").mkdir()
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.ray_cluster"],
+            [sys.executable, "-m", "tests.ray_cluster", *words],
             cwd=Path(__file__).parent.parent,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -132,6 +138,28 @@ def test_shard_whose_ray_workers_die_again_and_again_ends_the_work(planned: Path
     assert all(line.startswith("(raylet)") for line in said)
     assert "its Ray worker died 4 times (WorkerCrashedError; out of memory?)" in error
     assert of_session(process.pid) == []
+
+
+@pytest.mark.slow
+def test_ray_cluster_without_a_core_is_said(planned: Path):
+    program = "import builder.ray_engine as e; e.QUIET_SECONDS = 1; from builder.cli import main; "
+    words = ["work", str(planned), "--engine", "ray", "--address"]
+    with started_cluster("bare") as about:
+        process = subprocess.Popen(
+            [sys.executable, "-c", f"{program} main({[*words, about['address']]!r})"],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **LOCAL},
+            start_new_session=True,
+        )
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith(
+            "no node of the Ray cluster has had a core for 1 s; `ray status` on its head node"
+        )
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors == f"Interrupted; the same command goes on in {planned}.\n"
 
 
 def test_ray_address_that_does_not_answer_is_one_line(planned: Path):
