@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
+import math
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -12,9 +13,9 @@ import numpy.typing as npt
 
 from builder.artifacts import parse_json
 from builder.errors import BuilderError
-from builder.images import decode_pixels
+from builder.images import UNDECODABLE, decode_pixels
 from builder.index import Dataset, Normals, ShardRecord
-from builder.shards import fault_of, read_samples
+from builder.shards import fault_of, npy_head, read_samples
 from builder.storage import Storage
 
 INDEX = "dataset.json"
@@ -55,7 +56,14 @@ def read_normals(
         keys = {f"{i:09d}" for i in wanted if start <= i < start + shard.samples}
         start += shard.samples
         for key, members in verified_samples(storage, shard, keys) if keys else ():
-            found[int(key)] = decode_pixels(members[normals.suffix], channels)
+            try:
+                found[int(key)] = decode_pixels(members[normals.suffix], channels)
+            except (*UNDECODABLE, KeyError) as error:
+                line = f"{error}".replace("\n", " ")
+                where = storage.where(shard.name)
+                raise BuilderError(f"{where}: normal {key}: cannot be decoded ({line})") from None
+    if len({pixels.shape for pixels in found.values()}) > 1:
+        raise BuilderError(f"{storage.url}: the normals are of several sizes; see builder verify")
     return found
 
 
@@ -74,28 +82,42 @@ def read_parameters(
     Raises BuilderError when these are not what the index promises.
     """
     record, length = dataset.shards[shard], dataset.theta.length
-    samples = list(read_samples(storage, record.name))
+    count, samples = record.samples, list(read_samples(storage, record.name))
     try:
         if dataset.contents == "parameters":
             [(_, members)] = samples
-            theta, normal = _npy(members["theta.npy"]), _npy(members["normal.npy"])
+            theta = _npy(members, "theta.npy", "<f4", (count, length))
+            normal = _npy(members, "normal.npy", "<i4", (count,))
+        elif len(samples) != count:
+            raise ValueError(f"{len(samples)} samples, expected {count}")
         else:
-            theta = np.stack([_npy(members["theta.npy"]) for _, members in samples])
-            normal = np.array([int(json.loads(m["json"])["normal"]) for _, m in samples])
-    except (KeyError, ValueError, TypeError) as error:
-        raise BuilderError(f"{storage.where(record.name)}: not a data shard ({error})") from None
-    if theta.dtype != np.float32 or theta.shape != (record.samples, length):
-        raise BuilderError(
-            f"{storage.where(record.name)}: theta is {theta.dtype} {list(theta.shape)}, "
-            f"expected float32 {[record.samples, length]}"
-        )
-    if normal.shape != (len(theta),) or not 0 <= normal.min() <= normal.max() < (
-        dataset.normals.count
-    ):
+            theta = np.stack([_npy(m, "theta.npy", "<f4", (length,)) for _, m in samples])
+            normal = np.array([_normal(members["json"]) for _, members in samples])
+    except KeyError as error:
+        raise BuilderError(f"{storage.where(record.name)}: a sample without {error}") from None
+    except ValueError as error:
+        raise BuilderError(f"{storage.where(record.name)}: {error}") from None
+    if not 0 <= normal.min() <= normal.max() < dataset.normals.count:
         raise BuilderError(f"{storage.where(record.name)}: names normals that are not there")
-    return normal.astype(np.int64), theta
+    return normal.astype(np.int64), theta.astype(np.float32, copy=False)
 
 
-def _npy(data: bytes) -> npt.NDArray[Any]:
-    array: npt.NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
-    return array
+def _npy(
+    members: dict[str, bytes], name: str, kind: str, shape: tuple[int, ...]
+) -> npt.NDArray[Any]:
+    """The array of a member that is one of ours to the last byte; ValueError for any other."""
+    head, data = npy_head(kind, shape), members[name]
+    if not data.startswith(head) or len(data) != len(head) + 4 * math.prod(shape):
+        raise ValueError(f"{name} is not {kind} {list(shape)} in npy version 1.0")
+    return np.frombuffer(data, kind, offset=len(head)).reshape(shape)
+
+
+def _normal(data: bytes) -> int:
+    """The number of the normal that a sample's JSON names; ValueError where it names none."""
+    try:
+        name = json.loads(data)["normal"]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        name = None
+    if not isinstance(name, str) or not re.fullmatch(r"[0-9]{9}", name):
+        raise ValueError(f"normal: expected nine digits, found {name!r:.60}")
+    return int(name)

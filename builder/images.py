@@ -14,6 +14,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from builder.artifacts import sha256_of
 
 MAX_FILE_BYTES = 2**30
+# What Pillow raises for bytes that are no picture, or too large a one.
+UNDECODABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
 
 class Prepared(NamedTuple):

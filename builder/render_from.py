@@ -157,7 +157,7 @@ def _photographs_sha256(storage: Storage, dataset: Dataset) -> str:
         lines = [
             f"{n['sha256']} {n['category']} {n['path']}\n" for n in normals_of(storage, dataset)
         ]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise BuilderError(f"{storage.url}: normals without their provenance ({error})") from None
     return sha256_of("".join(lines).encode())
 

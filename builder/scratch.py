@@ -25,7 +25,7 @@ import numpy.typing as npt
 from builder.artifacts import TEMPORARY, atomic_file, sha256_of, sha256_of_file
 from builder.check_image import image_fault
 from builder.errors import BuilderError
-from builder.images import decode_pixels
+from builder.images import UNDECODABLE, decode_pixels
 from builder.index import ImageFormat, Normals
 from builder.recipe import Recipe
 from builder.shards import fault_of, read_samples
@@ -183,7 +183,7 @@ def _write_table(path: Path, storage: Storage, normals: Normals, recipe: Recipe)
             for key, members in read_samples(storage, shard.name):
                 try:
                     pixels, category = _decoded(members, normals, recipe)
-                except (OSError, ValueError, SyntaxError, EOFError) as error:  # what Pillow raises
+                except UNDECODABLE as error:
                     line = f"{error}".replace("\n", " ")
                     raise DamagedNormals(
                         f"{storage.where(shard.name)}: normal {key}: {line}"

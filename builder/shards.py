@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
@@ -15,6 +16,7 @@ from builder.artifacts import parse_json, readable_json
 from builder.errors import BuilderError
 from builder.index import Commit, Contents, ShardRecord
 from builder.storage import Storage
+from builder.tar import read_header
 
 BLOCK = 512
 # Where each kind of shard lies.
@@ -100,11 +102,12 @@ def write_commit(storage: Storage, plan_sha256: str, shard: ShardRecord) -> None
 def npy_bytes(array: npt.NDArray[Any]) -> bytes:
     """The npy file (version 1.0) of a float32 or int32 array, by hand so that it never changes."""
     kind = {"float32": "<f4", "int32": "<i4"}[array.dtype.name]
-    return _npy_head(kind, array.shape) + array.astype(kind, copy=False).tobytes()
+    return npy_head(kind, array.shape) + array.astype(kind, copy=False).tobytes()
 
 
 @lru_cache(maxsize=64)
-def _npy_head(kind: str, shape: tuple[int, ...]) -> bytes:
+def npy_head(kind: str, shape: tuple[int, ...]) -> bytes:
+    """The bytes before the numbers of an npy file of version 1.0: `<f4`, (271,)."""
     lengths = f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
     header = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {lengths}, }}"
     header = header.ljust(64 * (1 + (len(header) + 10) // 64) - 11) + "\n"
@@ -152,27 +155,38 @@ def read_samples(
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Yield (key, members by suffix) of the wanted keys (None: all) of a verified shard, in order.
 
-    Raises BuilderError for what is no tar.
+    Raises BuilderError for what is no tar of SHARDS.md. tarfile would unpack sparse members, to
+    any size.
     """
     keys = None if wanted is None else set(wanted)
     sample: dict[str, bytes] = {}
     last = ""
     try:
-        with storage.open(name) as raw, tarfile.open(fileobj=raw, mode="r:") as tar:
-            for member in tar:
-                key, _, suffix = member.name.partition(".")
+        with storage.open(name) as file:
+            for member, size in _members(file, storage.where(name)):
+                key, _, suffix = member.partition(".")
                 if key != last and sample:
                     yield last, sample
                     sample = {}
                 last = key
                 if keys is None or key in keys:
-                    file = tar.extractfile(member)
-                    if file is None:
-                        raise BuilderError(f"{name}: {member.name}: not a plain file")
-                    sample[suffix] = file.read()
+                    sample[suffix] = file.read(size)
     except FileNotFoundError:
         raise BuilderError(f"{storage.where(name)}: no such file") from None
-    except tarfile.TarError as error:
-        raise BuilderError(f"{storage.where(name)}: not readable as a tar ({error})") from None
     if sample:
         yield last, sample
+
+
+def _members(file: IO[bytes], where: str) -> Iterator[tuple[str, int]]:
+    """The name and the size of each member; the file stands at its first byte."""
+    end, position = file.seek(0, os.SEEK_END), 0
+    while True:
+        file.seek(position)
+        header = file.read(BLOCK)
+        if header == bytes(BLOCK):
+            return
+        member = read_header(header)
+        if member is None or position + BLOCK + member[1] > end:
+            raise BuilderError(f"{where}: not readable as a tar: no member at byte {position}")
+        yield member
+        position += BLOCK + member[1] + -member[1] % BLOCK

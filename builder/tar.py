@@ -45,6 +45,14 @@ def make_header(name: bytes, size: int) -> bytes:
     return b"".join((name.ljust(100, b"\0"), _OWNER, digits, _MTIME, checksum, _AFTER))
 
 
+def read_header(found: bytes) -> tuple[str, int] | None:
+    """The name and the size in bytes of the member that this header opens; None for any other."""
+    name, size = found[:100].rstrip(b"\0"), _size(found)
+    if not name.isascii() or size < 0 or found != make_header(name, size):
+        return None
+    return name.decode("ascii"), size
+
+
 def check_header(found: bytes, name: bytes) -> HeaderCheck:
     """Compare the block where the header of member `name` should be with the only right one."""
     if len(found) < BLOCK:

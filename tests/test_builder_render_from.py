@@ -19,6 +19,7 @@ from builder.plan import read_plan
 from builder.render_from import plan_render, render_from
 from builder.sources import find_source
 from builder.storage import open_storage
+from builder.tar import make_header
 from builder.verify import verify
 from builder.work import Done, build_shard
 from tests import naive
@@ -244,6 +245,78 @@ def test_theta_out_of_its_ranges_is_one_line(copy: Path, tmp_path: Path):
     edit(copy / PACKED, change)
     rehash(copy)
     with pytest.raises(BuilderError, match=rf"{PACKED}: theta: row 3 breaks s in \[0, 1\]"):
+        render(copy, tmp_path / "out")
+
+
+def npz_bytes(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, array)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("member", "change"),
+    [
+        ("theta", npz_bytes),
+        ("theta", lambda x: npy_bytes(x).replace(b"(6, 271), }", b"(999999999999, 271), }")),
+        ("theta", lambda x: npy_bytes(x)[:-4]),
+        ("theta", lambda x: npy_bytes(x.astype(">f4"))),
+        ("normal", lambda x: npy_bytes(x.astype(str))),
+        ("normal", lambda x: npy_bytes(x + 0.7)),
+        ("normal", lambda x: npy_bytes(x.astype(np.int64))),
+        ("normal", lambda x: npy_bytes(x - 100)),
+        ("normal", npz_bytes),
+    ],
+    ids=[
+        "npz", "huge header", "cut", "big-endian", "strings", "fractions", "int64", "negative",
+        "npz of normals",
+    ],
+)  # fmt: skip
+def test_npy_of_another_kind_is_one_line(member: str, change, copy: Path, tmp_path: Path):
+    wanted = f".{member}.npy"
+    edit(copy / PACKED, lambda name, x: change(np.load(io.BytesIO(x))) if wanted in name else x)
+    rehash(copy)
+    with pytest.raises(BuilderError, match=PACKED):
+        render(copy, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["zero", "٠٠٠٠٠٠٠٠١", "9" * 400, "999999999", 1, None])
+def test_json_that_names_no_normal_is_one_line(name, dataset: Path, tmp_path: Path):
+    source = Path(shutil.copytree(dataset, tmp_path / "source"))
+    shard = "data/train-00001-of-00004.tar"
+
+    def change(member: str, data: bytes) -> bytes:
+        if not member.endswith(".json"):
+            return data
+        return json.dumps({**json.loads(data), "normal": name}).encode()
+
+    edit(source / shard, change)
+    rehash(source)
+    with pytest.raises(BuilderError, match=shard):
+        render(source, tmp_path / "out")
+
+
+def test_normals_that_cannot_be_decoded_are_one_line(copy: Path, tmp_path: Path):
+    shard = "normals/normals-00000-of-00001.tar"
+    edit(copy / shard, lambda name, x: b"no image" if name.endswith(".webp") else x)
+    rehash(copy)
+    with pytest.raises(BuilderError, match=rf"{shard}: normal 00000000\d: cannot be decoded"):
+        render(copy, tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_SPARSE, tarfile.SYMTYPE, tarfile.DIRTYPE])
+def test_member_that_is_no_plain_file_is_one_line(kind: bytes, copy: Path, tmp_path: Path):
+    edit(copy / PACKED, lambda _, data: data, type=kind)
+    rehash(copy)
+    with pytest.raises(BuilderError, match=f"{PACKED}: not readable as a tar"):
+        render(copy, tmp_path / "out")
+
+
+def test_member_beyond_the_end_of_the_file_is_one_line(copy: Path, tmp_path: Path):
+    path = copy / PACKED
+    path.write_bytes(make_header(b"000000006.theta.npy", 8**11 - 1) + path.read_bytes()[512:])
+    rehash(copy)
+    with pytest.raises(BuilderError, match=f"{PACKED}: not readable as a tar"):
         render(copy, tmp_path / "out")
 
 
