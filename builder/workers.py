@@ -57,7 +57,7 @@ def results(pool: ProcessPoolExecutor, tasks: Iterable[Callable[[], T]]) -> Iter
 
     A few tasks a worker are handed out ahead, so that a million of them take no memory and no
     worker waits. Raises WorkerKilled when a worker dies; a task's own exception is passed on.
-    Tasks not begun by then are cancelled.
+    Tasks not begun by then are dropped when the pool is left.
     """
     waiting: dict[Future[T], int] = {}
     numbered = enumerate(tasks)
@@ -76,9 +76,8 @@ def results(pool: ProcessPoolExecutor, tasks: Iterable[Callable[[], T]]) -> Iter
             "a worker process was killed, or could not start (out of memory, or of disk?); what is "
             "finished is kept: run the same command again, with fewer --jobs if memory was short"
         ) from None
-    finally:
-        for future in waiting:
-            future.cancel()
+    # What waits is not cancelled: Python's pool, when it breaks meanwhile, trips over that with a
+    # traceback. The workers drop it when the pool is left.
 
 
 def results_again(
