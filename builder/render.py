@@ -52,7 +52,9 @@ def render(
             f"output: expected contiguous uint8 {list(shape)}, found {out.dtype} {list(out.shape)}"
         )
     normals, theta = np.ascontiguousarray(normals), np.ascontiguousarray(theta)
-    threads = min(numba.get_num_threads(), len(theta))
+    # Asking for the number of threads launches them; a worker has one.
+    alone = numba.config.NUMBA_NUM_THREADS == 1
+    threads = 1 if alone else min(numba.get_num_threads(), len(theta))
     if threads > 1:
         _kernel.render(normals, normal_index, theta, out, threads)
     else:  # as in a worker: starts no pool of threads

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ProcessPoolExecutor, wait
@@ -112,6 +113,8 @@ def _start_worker(left: c_bool) -> None:
     _left = left
     # One thread a process: the processes fill the cores. Set before numba is imported.
     os.environ["NUMBA_NUM_THREADS"] = "1"
+    if "numba" in sys.modules:  # by the user's own main module, which is imported before this
+        sys.modules["numba"].core.config.reload_config()
     # Ctrl-C is the parent's to answer: work begun is finished and committed.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_worker_on_sigterm()
