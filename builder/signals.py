@@ -24,14 +24,25 @@ class Terminated(BaseException):
 @contextmanager
 def heeding_sigterm() -> Iterator[None]:
     """Within the block SIGTERM ends the worker processes and raises Terminated."""
+    global _came
+    _came = False
     before = signal.signal(signal.SIGTERM, _end_with_workers)
     try:
         yield
+    except Exception:
+        if _came:  # a library, Ray above all, made an error of its own of it
+            raise Terminated from None
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
+_came = False  # in the command's process: whether SIGTERM came
+
+
 def _end_with_workers(number: int, frame: FrameType | None) -> None:
+    global _came
+    _came = True
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not break the clearing up
     for child in active_children():
         child.terminate()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from builder.signals import Terminated, heeding_sigterm
 from builder.workers import WorkerKilled, results, worker_pool
 
 
@@ -45,3 +46,13 @@ def test_pool_that_is_left_ends_what_is_in_hand_alone(tmp_path: Path):
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert sorted(path.name for path in tmp_path.iterdir()) in (["0"], ["0", "1"])
+
+
+def test_sigterm_that_a_library_turns_into_an_error_still_terminates():
+    with pytest.raises(Terminated), heeding_sigterm():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except Terminated:
+            raise RuntimeError("the library's own") from None
+    with pytest.raises(RuntimeError), heeding_sigterm():
+        raise RuntimeError("no signal came")
