@@ -48,11 +48,16 @@ def test_pool_that_is_left_ends_what_is_in_hand_alone(tmp_path: Path):
     assert sorted(path.name for path in tmp_path.iterdir()) in (["0"], ["0", "1"])
 
 
-def test_sigterm_that_a_library_turns_into_an_error_still_terminates():
-    with pytest.raises(Terminated), heeding_sigterm():
-        try:
+def in_a_library(told: bool) -> None:
+    try:
+        if told:
             os.kill(os.getpid(), signal.SIGTERM)
-        except Terminated:
-            raise RuntimeError("the library's own") from None
-    with pytest.raises(RuntimeError), heeding_sigterm():
-        raise RuntimeError("no signal came")
+    except Terminated:
+        pass
+    raise RuntimeError("the library's own")
+
+
+@pytest.mark.parametrize(("told", "error"), [(True, Terminated), (False, RuntimeError)])
+def test_sigterm_that_a_library_turns_into_an_error_still_terminates(told: bool, error: type):
+    with pytest.raises(error), heeding_sigterm():
+        in_a_library(told)
