@@ -8,7 +8,7 @@ from pathlib import Path
 
 from builder.estimate import estimate, refuse_small_disk
 from builder.index import Contents, SourceReport
-from builder.plan import make_plan
+from builder.plan import Plan, make_plan
 from builder.recipe import Recipe
 from builder.sources import Source
 from builder.status import finish, survey
@@ -55,10 +55,16 @@ def build(
     plan = make_plan(
         storage, recipe, source, contents=contents, jobs=jobs, allow_incomplete=allow_incomplete
     )
+    return carry_out(plan, url, engine or local_engine(jobs), start)
+
+
+def carry_out(plan: Plan, url: str, engine: Engine, start: float) -> Summary:
+    """Work and finish a plan that stands at `url`; `start` is the perf_counter of the run."""
+    storage = open_storage(url)
     present = int(survey(storage).rows["bytes"].sum())
     refuse_small_disk(storage, estimate(storage, plan), present)
     # Shards that stand are hashed where that is a read of the disk, not of the network.
-    done = work(url, "0/1", engine or local_engine(jobs), deep=isinstance(storage, Folder))
+    done = work(url, "0/1", engine, deep=isinstance(storage, Folder))
     head = finish(storage)
     standing = survey(storage).rows["bytes"].sum()
     return Summary(

@@ -4,43 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from builder import __version__
 from builder.artifacts import parse_model, sha256_of
+from builder.build import Summary, carry_out
 from builder.dataset import normals_of, read_index, read_normals
 from builder.environment import Golden, golden_indices, make_goldens
 from builder.errors import BuilderError
-from builder.estimate import estimate, refuse_small_disk
 from builder.index import Dataset, ShardRecord
 from builder.plan import Plan, adopt_normals, standing_plan
 from builder.progress import Progress
 from builder.recipe import Codec, Recipe
 from builder.render import render
 from builder.shards import fault_of
-from builder.status import finish, survey
-from builder.storage import Folder, Storage, open_storage
+from builder.storage import Storage, open_storage
 from builder.stored import stored_parameters
-from builder.work import Engine, local_engine, work
+from builder.work import Engine, local_engine
 
 PIECE_BYTES = 2**20
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a run did; `built` + `kept` shards make up the dataset."""
-
-    samples: int
-    built: int
-    kept: int
-    bytes: int
-    seconds: float
-    work_seconds: float
-    built_samples: int
-    content_sha256: str
 
 
 def render_from(
@@ -60,22 +44,7 @@ def render_from(
     start = time.perf_counter()
     storage = open_storage(out)
     plan = plan_render(source, storage, codec)
-    present = int(survey(storage).rows["bytes"].sum())
-    refuse_small_disk(storage, estimate(storage, plan), present)
-    # Shards that stand are hashed where that is a read of the disk, not of the network.
-    done = work(out, "0/1", engine or local_engine(jobs), deep=isinstance(storage, Folder))
-    head = finish(storage)
-    data_bytes = int(survey(storage).rows["bytes"].sum())
-    return Summary(
-        samples=head.samples,
-        built=done.built,
-        kept=done.kept,
-        bytes=data_bytes + sum(shard.bytes for shard in plan.normals.shards),
-        seconds=time.perf_counter() - start,
-        work_seconds=done.seconds,
-        built_samples=done.built_samples,
-        content_sha256=head.content_sha256,
-    )
+    return carry_out(plan, out, engine or local_engine(jobs), start)
 
 
 def plan_render(source: str, storage: Storage, codec: Codec | None = None) -> Plan:

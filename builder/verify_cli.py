@@ -82,11 +82,11 @@ def render_from(
             click.echo(f"plan {plan.sha256[:16]}: {out}; next: builder work {out}")
             return
         done = run(source, out, codec=codec, jobs=jobs or usable_cores())
-    rate = done.built_samples / max(done.work_seconds, 1e-9)
+    rate = done.built_samples / max(done.render_seconds, 1e-9)
     click.echo(
         f"shards: {done.built} built, {done.kept} verified as they stood, "
         f"{done.built + done.kept} in all\n"
         f"samples: {done.samples}, {done.bytes / 1e6:.1f} MB; {done.built_samples} rendered in "
-        f"{done.work_seconds:.1f} of {done.seconds:.1f} s: {rate:.0f} images/s\n"
+        f"{done.render_seconds:.1f} of {done.seconds:.1f} s: {rate:.0f} images/s\n"
         f"dataset {done.content_sha256[:16]}: {out}"
     )
