@@ -73,6 +73,16 @@ class Dataset(Model):
     normals: Normals
     shards: list[ShardRecord]
 
+    @property
+    def order_key(self) -> str:
+        """What the order of samples hangs on: hex SHA-256 of the recipe and the normal images.
+
+        Equal for the images and for the parameters alone of one recipe and the same normals, whose
+        samples are the same.
+        """
+        normals = "".join(f"{shard.sha256}\n" for shard in self.normals.shards)
+        return hashlib.sha256(f"{self.recipe_sha256}\n{normals}".encode()).hexdigest()
+
 
 def read_dataset(folder: Path) -> Dataset:
     """Read DIR/dataset.json and check that its numbers agree with one another.
