@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from trainer.errors import TrainerError
-from trainer.order import BatchOrder
+from trainer.order import Order
 from trainer.shards import Batch, ShardSamples
 
 PREFETCH_BATCHES = 4  # per worker; a batch of 64 at 224 px is 9.6 MB
@@ -21,14 +21,22 @@ PREFETCH_BATCHES = 4  # per worker; a batch of 64 at 224 px is 9.6 MB
 
 @contextmanager
 def batches_from(
-    samples: ShardSamples, order: BatchOrder, step: int, workers: int | None, on_cuda: bool
+    samples: ShardSamples,
+    order: Order,
+    step: int,
+    batch_size: int,
+    workers: int | None,
+    on_cuda: bool,
 ) -> Iterator[Iterator[Any]]:
     """The batches of `order` from `step` on; a worker that dies inside is a TrainerError."""
     if workers is None:  # on a CPU the network itself uses the cores: one is enough to keep up
         workers = min(8 if on_cuda else 1, len(os.sched_getaffinity(0)) - 1)
     loader: DataLoader[Any] = DataLoader(
         samples,
-        batch_sampler=map(order.at, itertools.count(step)),
+        batch_sampler=(
+            order.samples(start, start + batch_size).tolist()
+            for start in itertools.count(step * batch_size, batch_size)
+        ),
         num_workers=workers,
         prefetch_factor=PREFETCH_BATCHES if workers else None,
         collate_fn=as_it_is,  # type: ignore[arg-type]

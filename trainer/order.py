@@ -70,7 +70,8 @@ class Order:
         self.counts = counts
         self.window_shards = window_shards
         self.train_samples = int(counts.sum())
-        assert self.train_samples > 0 and window_shards > 0
+        assert self.train_samples > 0
+        assert window_shards > 0
         self._firsts = np.cumsum(counts) - counts  # all but the last shards are trained on whole
         self._epoch = lru_cache(maxsize=2)(self._make_epoch)
         self._window = lru_cache(maxsize=3)(self._make_window)

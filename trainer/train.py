@@ -29,7 +29,7 @@ from trainer.export import export_backbone
 from trainer.loader import batches_from, next_batch
 from trainer.metrics import MetricsLog, draw_loss_curve, read_metrics, recent_train_loss
 from trainer.models import build_model
-from trainer.order import BatchOrder, default_holdout
+from trainer.order import DEFAULT_WINDOW_SHARDS, Order, default_holdout, train_counts
 from trainer.run import (
     RUN_FILE,
     Config,
@@ -96,7 +96,7 @@ class Setup:
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
     samples: ShardSamples
-    order: BatchOrder
+    order: Order
     log: MetricsLog
     resumed: CheckpointRecord | None
 
@@ -125,7 +125,12 @@ def pretrain(options: Options) -> None:
             stop_signals() as stop,
             progress_bar(this, at, last_step) as bar,
             batches_from(
-                this.samples, this.order, at.step, options.workers, task.device.type == "cuda"
+                this.samples,
+                this.order,
+                at.step,
+                batch_size,
+                options.workers,
+                task.device.type == "cuda",
             ) as stream,
         ):
             while at.step < last_step and at.seconds < last_second and not stop.signal:
@@ -188,8 +193,11 @@ def set_up(options: Options, dataset: Dataset) -> Setup:
         model=model,
         optimizer=optimizer,
         samples=samples,
-        order=BatchOrder(
-            dataset.content_sha256, config.seed, dataset.samples - config.holdout, config.batch_size
+        order=Order(
+            dataset.order_key,
+            config.seed,
+            train_counts(np.array([s.samples for s in dataset.shards]), config.holdout),
+            DEFAULT_WINDOW_SHARDS,
         ),
         log=MetricsLog(options.out, resumed.metrics_bytes if resumed else 0),
         resumed=resumed,
@@ -237,7 +245,8 @@ def log_metrics(this: Setup, at: Progress, bar: Any, last_second: float) -> None
     first = at.step - len(rows)
     for step, row in enumerate(rows, start=first):
         if not np.isfinite(row).all():
-            keys = [key_of(index) for index in this.order.at(step)]
+            size = this.run.config.batch_size
+            keys = [key_of(int(i)) for i in this.order.samples(step * size, (step + 1) * size)]
             more = f" and {len(keys) - 8} more" if len(keys) > 8 else ""
             listed = ", ".join(f"{n} {value:.4g}" for n, value in zip(names, row, strict=True))
             batch = ", ".join(keys[:8]) + more
