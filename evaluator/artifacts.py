@@ -41,10 +41,11 @@ def parse_model(model: type[ModelT], data: object, where: str) -> ModelT:
     for key in ("format", "format_version"):
         field = model.model_fields.get(key)
         if field is not None:
-            expected = field.annotation.__args__[0]  # type: ignore[union-attr]
-            if data.get(key) != expected:
+            known = field.annotation.__args__  # type: ignore[union-attr]
+            if data.get(key) not in known:
+                expected = " and ".join(map(repr, known))
                 raise EvaluatorError(
-                    f"{where}: {key} is {data.get(key)!r}, this version reads {expected!r} only; "
+                    f"{where}: {key} is {data.get(key)!r}, this version reads {expected} only; "
                     "use the matching version of semiformula"
                 )
     try:

@@ -33,7 +33,7 @@ class ExportedDataset(Model):
 
     name: str
     content_sha256: Sha256
-    recipe_sha256: Sha256
+    recipe_sha256: Sha256 | None = Field(description="null for a labelled dataset, since version 2")
     samples: int = Field(ge=1)
 
 
@@ -57,7 +57,7 @@ class ExportedBackbone(Model):
     """`backbone.json` of the trainer."""
 
     format: Literal["semiformula-backbone"]
-    format_version: Literal[1]
+    format_version: Literal[1, 2]
     trainer_version: str
     arch: str
     weights: ExportedWeights

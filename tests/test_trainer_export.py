@@ -18,22 +18,27 @@ from trainer.run import Config, DatasetRef, Duration, Run
 def export(out: Path, arch: str) -> torch.nn.Module:
     """Export a network with random weights; returns it."""
     run = Run(
-        format="semiformula-run", format_version=1, trainer_version="0.1.0",
+        format="semiformula-run", format_version=2, trainer_version="0.1.0",
         config=Config(
-            loss="direct", arch=arch, size_px=32, batch_size=4, lr=0.001, seed=0, holdout=1,
-            precision="fp32",
+            loss="direct", arch=arch, size_px=32, batch_size=4, micro_batches=2, window_shards=16,
+            lr=0.001, schedule="constant", warmup_steps=0, total_steps=None, ema=None, seed=0,
+            holdout=1, precision="fp32",
         ),
         dataset=DatasetRef(
-            name="by-hand", content_sha256="1" * 64, recipe_sha256="2" * 64, samples=9,
-            size_px=32, channels=3, components=2,
+            name="by-hand", contents="images", content_sha256="1" * 64, recipe_sha256="2" * 64,
+            samples=9, size_px=32, channels=3, components=2, classes=None,
         ),
         data="data",
         duration=Duration(steps=6),
+        compiled=None,
         versions={},
     )  # fmt: skip
     torch.manual_seed(0)
     model = build_model(arch, outputs=19).eval()
-    export_backbone(out, run, model, 6, train_samples=8, train_loss=0.5, holdout_loss=None)
+    export_backbone(
+        out, run, model.state_dict(), steps=6, samples_seen=24, train_samples=8, processes=3,
+        quarantined=1, train_loss=0.5, holdout_loss=None,
+    )  # fmt: skip
     return model
 
 
@@ -85,7 +90,7 @@ def test_backbone_json_typed_by_hand(tmp_path: Path) -> None:
     data = (tmp_path / "backbone.safetensors").read_bytes()
     assert json.loads((tmp_path / "backbone.json").read_text()) == {
         "format": "semiformula-backbone",
-        "format_version": 1,
+        "format_version": 2,
         "trainer_version": "0.1.0",
         "arch": "mobilenet_v2",
         "weights": {
@@ -106,8 +111,13 @@ def test_backbone_json_typed_by_hand(tmp_path: Path) -> None:
             "steps": 6,
             "epochs": 3.0,
             "samples_seen": 24,
+            "quarantined": 1,
+            "processes": 3,
             "batch_size": 4,
+            "micro_batches": 2,
             "lr": 0.001,
+            "schedule": "constant",
+            "ema": None,
             "seed": 0,
         },
         "metrics": {"train_loss": 0.5, "holdout_loss": None},

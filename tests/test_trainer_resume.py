@@ -110,7 +110,7 @@ def killed_before_rename(run: Options, name: str, time_of: int) -> None:
         ("checkpoint-00000001.safetensors", 1),
         ("checkpoint.json", 1),
         ("checkpoint.json", 2),
-        ("loss.png", 1),
+        ("curves.png", 1),
         ("backbone.safetensors", 1),
         ("backbone.json", 1),
     ],

@@ -90,22 +90,26 @@ def sha256_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def read_verified(path: Path, expected_bytes: int, expected_sha256: str) -> bytes:
-    """The bytes of a file whose length and SHA-256 its record states; TrainerError otherwise."""
+def verify_file(path: Path, expected_bytes: int, expected_sha256: str) -> None:
+    """TrainerError unless the file has the length and SHA-256 that its record states.
+
+    Asks the system to forget its copy of the file first, so that the disk is read where it can be.
+    """
     try:
-        found_bytes = path.stat().st_size
-        if found_bytes != expected_bytes:
-            raise TrainerError(
-                f"{path}: {found_bytes} bytes, its record says {expected_bytes}; it is damaged"
-            )
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            found_bytes = os.fstat(file.fileno()).st_size
+            if found_bytes != expected_bytes:
+                raise TrainerError(
+                    f"{path}: {found_bytes} bytes, its record says {expected_bytes}; it is damaged"
+                )
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            found = hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         raise TrainerError(f"{path}: no such file") from None
     except OSError as error:
         raise TrainerError(f"{path}: cannot be read ({error.strerror})") from None
-    if sha256_of(data) != expected_sha256:
+    if found != expected_sha256:
         raise TrainerError(f"{path}: SHA-256 differs from its record; the file is damaged")
-    return data
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,8 +11,8 @@ from pydantic import Field
 from safetensors.torch import save
 
 from trainer import __version__
-from trainer.artifacts import Model, Sha256, atomic_file, sha256_of, write_json
-from trainer.choices import Arch, Loss
+from trainer.artifacts import Model, Sha256, atomic_file, sha256_of, verify_file, write_json
+from trainer.choices import Arch, Loss, Schedule
 from trainer.models import ARCHITECTURES
 from trainer.run import Run
 
@@ -32,7 +33,7 @@ class TrainedOn(Model):
 
     name: str
     content_sha256: Sha256
-    recipe_sha256: Sha256
+    recipe_sha256: Sha256 | None
     samples: int = Field(ge=1)
 
 
@@ -61,8 +62,13 @@ class Training(Model):
     steps: int = Field(ge=1)
     epochs: float = Field(gt=0)
     samples_seen: int = Field(ge=1)
+    quarantined: int = Field(ge=0, description="shards left out under --max-bad-ratio")
+    processes: int = Field(ge=1, description="at the end of the run")
     batch_size: int = Field(ge=1)
+    micro_batches: int = Field(ge=1)
     lr: float = Field(gt=0)
+    schedule: Schedule
+    ema: float | None
     seed: int = Field(ge=0)
 
 
@@ -77,7 +83,7 @@ class Backbone(Model):
     """`backbone.json`: written after the weights."""
 
     format: Literal["semiformula-backbone"]
-    format_version: Literal[1]
+    format_version: Literal[2]
     trainer_version: str
     arch: Arch
     weights: Weights
@@ -92,25 +98,33 @@ class Backbone(Model):
 def export_backbone(
     out: Path,
     run: Run,
-    model: torch.nn.Module,
+    state: Mapping[str, torch.Tensor],
+    *,
     steps: int,
+    samples_seen: int,
     train_samples: int,
+    processes: int = 1,
+    quarantined: int = 0,
     train_loss: float,
     holdout_loss: float | None,
 ) -> Backbone:
-    """Write RUN/backbone.safetensors (float32, without the classifier), then RUN/backbone.json."""
+    """Write RUN/backbone.safetensors (float32, without the classifier), then RUN/backbone.json.
+
+    `state` is the network's state dict, or that of its averaged weights. TrainerError when the
+    disk holds other bytes than were written.
+    """
     config = run.config
     architecture = ARCHITECTURES[config.arch]
     tensors = {
         name: tensor.detach().cpu().contiguous()
-        for name, tensor in model.state_dict().items()
+        for name, tensor in state.items()
         if not name.startswith(architecture.classifier)
     }
     # One metadata entry: safetensors orders several at random, and equal runs are equal files.
     data = save(tensors, {"format": "semiformula-backbone"})
     backbone = Backbone(
         format="semiformula-backbone",
-        format_version=1,
+        format_version=2,
         trainer_version=__version__,
         arch=config.arch,
         weights=Weights(file=WEIGHTS_FILE, bytes=len(data), sha256=sha256_of(data)),
@@ -125,10 +139,15 @@ def export_backbone(
         padim=Padim(layers=list(architecture.layers), dims=architecture.dims),
         training=Training(
             steps=steps,
-            epochs=steps * config.batch_size / train_samples,
-            samples_seen=steps * config.batch_size,
+            epochs=samples_seen / train_samples,
+            samples_seen=samples_seen,
+            quarantined=quarantined,
+            processes=processes,
             batch_size=config.batch_size,
+            micro_batches=config.micro_batches,
             lr=config.lr,
+            schedule=config.schedule,
+            ema=config.ema,
             seed=config.seed,
         ),
         metrics=Metrics(train_loss=train_loss, holdout_loss=holdout_loss),
@@ -137,5 +156,6 @@ def export_backbone(
     # command repairs it.
     with atomic_file(out / WEIGHTS_FILE) as file:
         file.write(data)
+    verify_file(out / WEIGHTS_FILE, backbone.weights.bytes, backbone.weights.sha256)
     write_json(out / BACKBONE_FILE, backbone)
     return backbone

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object a line, and the loss curve drawn from it."""
+"""metrics.jsonl: one JSON object a line; the curves and the TensorBoard files are made of it."""
 
 from __future__ import annotations
 
@@ -9,26 +9,37 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from trainer.artifacts import Model, atomic_file, parse_model
+from trainer.artifacts import Model, parse_model
 from trainer.errors import TrainerError
 
 METRICS_FILE = "metrics.jsonl"
 RECENT_STEPS = 100
 
 
+class Waits(Model):
+    """What `data_wait` was spent on; the three add up to it."""
+
+    shards: float = Field(description="until the fetcher had the shard, verified")
+    decode: float = Field(description="reading and decoding")
+    handoff: float = Field(description="from the loader's processes to the trainer's")
+
+
 class TrainLine(Model):
-    """The mean of some steps."""
+    """The mean of some steps; shares are of the time that they took."""
 
     kind: Literal["train"]
-    step: int = Field(ge=1)
-    steps: int = Field(ge=1)
-    epoch: float
+    step: int = Field(ge=1, description="optimizer steps taken")
+    steps: int = Field(ge=1, description="how many steps this line averages")
+    samples: int = Field(ge=1, description="the cursor: stream positions consumed")
+    epoch: float = Field(description="the cursor in passes over the training samples")
     loss: float
-    grad_norm: float
     terms: dict[str, float]
-    lr: float
-    images_per_s: float
-    data_wait: float
+    grad_norm: float
+    lr: float = Field(description="of the last step")
+    images_per_s: float = Field(description="of all processes together")
+    data_wait: float = Field(description="share of the time spent waiting for a batch")
+    waits: Waits
+    device: float = Field(description="share of the time spent in the steps themselves")
 
 
 class HoldoutLine(Model):
@@ -36,7 +47,9 @@ class HoldoutLine(Model):
 
     kind: Literal["holdout"]
     step: int = Field(ge=1)
+    samples: int = Field(ge=1, description="the cursor")
     loss: float
+    terms: dict[str, float]
 
 
 KINDS: dict[str, type[Model]] = {"train": TrainLine, "holdout": HoldoutLine}
@@ -107,27 +120,3 @@ def recent_train_loss(lines: list[dict[str, Any]]) -> float:
         raise TrainerError(f"{METRICS_FILE}: holds no line of training; was it altered?")
     recent = [line for line in train if line["step"] > train[-1]["step"] - RECENT_STEPS]
     return sum(line["loss"] * line["steps"] for line in recent) / sum(s["steps"] for s in recent)
-
-
-def draw_loss_curve(out: Path, title: str) -> None:
-    """RUN/loss.png: training and held-out loss over the step, loss on a log axis."""
-    from matplotlib.figure import Figure
-
-    lines = read_metrics(out)
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.add_subplot(title=title, xlabel="step", ylabel="loss (log scale)", yscale="log")
-    styles: dict[str, dict[str, Any]] = {
-        "train": {"color": "0.6", "linewidth": 1},
-        "holdout": {"color": "C0", "marker": "o", "markersize": 4},
-    }
-    for kind, style in styles.items():
-        chosen = [line for line in lines if line["kind"] == kind]
-        if chosen:
-            label = {"train": "training", "holdout": "held out"}[kind]
-            axes.plot(
-                [c["step"] for c in chosen], [c["loss"] for c in chosen], label=label, **style
-            )
-    axes.grid(True, which="both", alpha=0.3)
-    axes.legend()
-    with atomic_file(out / "loss.png") as file:
-        figure.savefig(file, format="png", dpi=120)

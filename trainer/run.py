@@ -14,14 +14,14 @@ from pydantic import Field, model_validator
 
 from trainer import __version__
 from trainer.artifacts import Model, Sha256, read_json
-from trainer.choices import Arch, Loss
+from trainer.choices import Arch, Loss, Precision, Schedule
 from trainer.dataset import Dataset
 from trainer.errors import TrainerError
 
 RUN_FILE = "run.json"
 LOCK_FILE = ".lock"
 # What a trainer writes under the lock; `trainer show` writes its figure beside a running one.
-WRITTEN_FILES = (RUN_FILE, "checkpoint*", "loss.png", "backbone*")
+WRITTEN_FILES = (RUN_FILE, "checkpoint*", "ledger.json", "curves.png", "backbone*")
 
 
 class Config(Model):
@@ -31,22 +31,41 @@ class Config(Model):
     arch: Arch
     size_px: int = Field(ge=16, le=4096)
     batch_size: int = Field(ge=2, le=65536)
+    micro_batches: int = Field(ge=1, description="parts of a batch; batch norm works on a part")
+    window_shards: int = Field(ge=1, description="shards whose samples are shuffled together")
     lr: float = Field(gt=0, le=10)
+    schedule: Schedule
+    warmup_steps: int = Field(ge=0)
+    total_steps: int | None = Field(ge=1, description="where a cosine ends; null for constant")
+    ema: float | None = Field(gt=0, lt=1, description="decay of the averaged weights; null: none")
     seed: int = Field(ge=0, lt=2**63)
     holdout: int = Field(ge=0)
-    precision: Literal["fp32", "bf16"]
+    precision: Precision
+
+    @model_validator(mode="after")
+    def numbers_that_fit(self) -> Self:
+        """A cosine has an end, a constant rate none; a part holds at least a sample."""
+        if (self.schedule == "cosine") != (self.total_steps is not None):
+            raise ValueError("expected total_steps with the cosine schedule, and only with it")
+        if self.micro_batches > self.batch_size:
+            raise ValueError(
+                f"{self.micro_batches} micro_batches of a batch of {self.batch_size} samples"
+            )
+        return self
 
 
 class DatasetRef(Model):
     """Which dataset, by hash; the shape of its samples."""
 
     name: str
+    contents: Literal["images", "parameters", "labels"]
     content_sha256: Sha256
-    recipe_sha256: Sha256
+    recipe_sha256: Sha256 | None = Field(description="null for a labelled dataset")
     samples: int = Field(ge=1)
     size_px: int = Field(ge=1)
     channels: Literal[1, 3]
-    components: int = Field(ge=1)
+    components: int | None = Field(ge=1, description="null for a labelled dataset")
+    classes: list[str] | None = Field(description="of a labelled dataset, else null")
 
 
 class Duration(Model):
@@ -74,12 +93,13 @@ class Run(Model):
     """`run.json`: written when a run starts, and again when it resumes with another duration."""
 
     format: Literal["semiformula-run"]
-    format_version: Literal[1]
+    format_version: Literal[2]
     trainer_version: str
     config: Config
     dataset: DatasetRef
-    data: str = Field(description="the dataset folder's absolute path; `trainer show` looks there")
+    data: str = Field(description="the dataset's URL or absolute path; `trainer show` looks there")
     duration: Duration
+    compiled: bool | None = Field(description="what the preflight chose; null: it was not asked")
     versions: dict[str, str]
 
 
@@ -87,12 +107,14 @@ def dataset_ref(dataset: Dataset) -> DatasetRef:
     """The part of dataset.json that a run remembers."""
     return DatasetRef(
         name=dataset.recipe.name,
+        contents=dataset.contents,
         content_sha256=dataset.content_sha256,
         recipe_sha256=dataset.recipe_sha256,
         samples=dataset.samples,
         size_px=dataset.image.size_px,
         channels=dataset.image.channels,
         components=dataset.theta.components,
+        classes=None,
     )
 
 
@@ -112,16 +134,19 @@ def previous_run(out: Path) -> Run | None:
     return None
 
 
-def new_run(config: Config, dataset: Dataset, data: Path, duration: Duration) -> Run:
-    """The description of a run that starts or goes on now."""
+def new_run(
+    config: Config, dataset: Dataset, data: str, duration: Duration, compiled: bool | None = None
+) -> Run:
+    """The description of a run that starts or goes on now; `data` is a URL or an absolute path."""
     return Run(
         format="semiformula-run",
-        format_version=1,
+        format_version=2,
         trainer_version=__version__,
         config=config,
         dataset=dataset_ref(dataset),
-        data=str(data.absolute()),
+        data=data,
         duration=duration,
+        compiled=compiled,
         versions={
             "python": platform.python_version(),
             **{name: version(name) for name in ("numpy", "torch", "torchvision")},
@@ -140,6 +165,11 @@ def refuse_other_run(out: Path, before: Run, run: Run) -> None:
     for name in Config.model_fields:
         old, asked = getattr(before.config, name), getattr(run.config, name)
         if old != asked:
+            if name == "total_steps":  # the duration's, where the rate is a cosine
+                raise TrainerError(
+                    f"{out}: was started with a cosine over {old} steps, asked for {asked}; "
+                    "give the same duration, or another --out"
+                )
             option = {"size_px": "size"}.get(name, name.replace("_", "-"))
             raise TrainerError(
                 f"{out}: was started with --{option} {old}, asked for {asked}; "

@@ -7,13 +7,14 @@ from pathlib import Path
 import torch
 
 from trainer.artifacts import atomic_file
-from trainer.checkpoint import CheckpointRecord, load_model, load_tensors, newest_checkpoint
+from trainer.checkpoint import Restored, newest_good
 from trainer.dataset import read_dataset
 from trainer.errors import TrainerError
 from trainer.models import build_model
 from trainer.render import render
 from trainer.run import Run, read_run
 from trainer.shards import ShardSamples, index_samples, read_normals
+from trainer.state import load_model
 from trainer.task import estimate, make_task, resized, to_signed
 
 ROWS = 6
@@ -28,14 +29,14 @@ def draw_figure5(out: Path, data: Path | None, png: Path) -> tuple[str, float]:
     trained on.
     """
     run = read_run(out)
-    record = newest_checkpoint(out, run.config)
-    if record is None:
+    restored = newest_good(out, run.config)
+    if restored is None:
         raise TrainerError(f"{out}: has no checkpoint yet; let `trainer pretrain` go on")
     what = "held-out samples" if run.config.holdout else "training samples"
     folder = Path(run.data) if data is None else data
-    anomaly, normal, rendered = _estimated(run, record, out, folder)
+    anomaly, normal, rendered = _estimated(run, restored, folder)
     error = (rendered - anomaly).abs().mean(dim=1, keepdim=True) / 2  # of the grey range
-    title = f"{run.config.arch}, L_{run.config.loss}, step {record.step}, {what}"
+    title = f"{run.config.arch}, L_{run.config.loss}, step {restored.record.step}, {what}"
     columns = ("normal", "anomaly", "from estimated parameters", f"error x {ERROR_SCALE}")
     shown = [(image + 1) / 2 for image in (normal, anomaly, rendered)]
     _draw([*shown, (error * ERROR_SCALE).clamp(0, 1)], columns, title, png)
@@ -44,7 +45,7 @@ def draw_figure5(out: Path, data: Path | None, png: Path) -> tuple[str, float]:
 
 @torch.inference_mode()
 def _estimated(
-    run: Run, record: CheckpointRecord, out: Path, folder: Path
+    run: Run, restored: Restored, folder: Path
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """I_ano, I_norm and f_ano(I_norm, theta^): float32 [rows, C, size_px, size_px] in [-1, 1]."""
     dataset, config = read_dataset(folder), run.config
@@ -59,7 +60,7 @@ def _estimated(
     normals = torch.from_numpy(read_normals(folder, dataset))
     task = make_task(config, dataset, torch.device("cpu"), normals)
     model = build_model(config.arch, dataset.theta.length)
-    load_model(model, load_tensors(out, record), config, out / record.file)
+    load_model(model, restored.tensors, config, restored.path)
     model.eval()
 
     images, _, normal_index = samples.batch(rows)

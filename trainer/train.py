@@ -27,9 +27,10 @@ from trainer.dataset import Dataset, read_dataset
 from trainer.errors import TrainerError
 from trainer.export import export_backbone
 from trainer.loader import batches_from, next_batch
-from trainer.metrics import MetricsLog, draw_loss_curve, read_metrics, recent_train_loss
+from trainer.metrics import MetricsLog, read_metrics, recent_train_loss
 from trainer.models import build_model
 from trainer.order import DEFAULT_WINDOW_SHARDS, Order, default_holdout, train_counts
+from trainer.pictures import draw_curves
 from trainer.run import (
     RUN_FILE,
     Config,
@@ -41,6 +42,7 @@ from trainer.run import (
     refuse_other_run,
 )
 from trainer.shards import ShardSamples, index_samples, key_of, read_normals
+from trainer.state import training_state
 from trainer.task import Task, loss_of, make_task, pick_device, pick_precision
 
 LOG_EVERY_STEPS = 10  # a line of metrics, and the only wait for the device; sane: 10 to 100
@@ -166,7 +168,7 @@ def set_up(options: Options, dataset: Dataset) -> Setup:
     device = pick_device(options.device)
     before = previous_run(options.out)
     config = config_of(options, dataset, device, before)
-    run = new_run(config, dataset, options.data, options.duration)
+    run = new_run(config, dataset, str(options.data.absolute()), options.duration)
     if before is not None:
         refuse_other_run(options.out, before, run)
     samples = ShardSamples(options.data, dataset, index_samples(options.data, dataset))
@@ -197,7 +199,7 @@ def set_up(options: Options, dataset: Dataset) -> Setup:
             dataset.order_key,
             config.seed,
             train_counts(np.array([s.samples for s in dataset.shards]), config.holdout),
-            DEFAULT_WINDOW_SHARDS,
+            config.window_shards,
         ),
         log=MetricsLog(options.out, resumed.metrics_bytes if resumed else 0),
         resumed=resumed,
@@ -224,7 +226,13 @@ def config_of(
         arch=options.arch,
         size_px=options.size_px or dataset.image.size_px,
         batch_size=options.batch_size,
+        micro_batches=1,
+        window_shards=DEFAULT_WINDOW_SHARDS,
         lr=options.lr,
+        schedule="constant",
+        warmup_steps=0,
+        total_steps=None,
+        ema=None,
         seed=options.seed,
         holdout=holdout,
         precision=precision,
@@ -259,6 +267,7 @@ def log_metrics(this: Setup, at: Progress, bar: Any, last_second: float) -> None
         "train",
         step=at.step,
         steps=len(rows),
+        samples=at.step * batch_size,
         epoch=at.step * batch_size / this.order.train_samples,
         loss=mean.pop("loss"),
         grad_norm=mean.pop("grad_norm"),
@@ -266,6 +275,8 @@ def log_metrics(this: Setup, at: Progress, bar: Any, last_second: float) -> None
         lr=this.optimizer.param_groups[0]["lr"],
         images_per_s=images_per_s,
         data_wait=at.waited / seconds,
+        waits={"shards": 0.0, "decode": 0.0, "handoff": at.waited / seconds},
+        device=1 - at.waited / seconds,
     )
     if last_second < float("inf"):
         bar.total = round(at.step * last_second / at.seconds)  # time left, as far as it can be told
@@ -293,12 +304,19 @@ def save(this: Setup, at: Progress, stop: Stop, bar: Any, out: Path) -> None:
     log_metrics(this, at, bar, last_second=float("inf"))
     loss = holdout_loss(this, at, stop)
     if loss is not None:
-        this.log.append("holdout", step=at.step, loss=loss)
+        samples = at.step * this.run.config.batch_size
+        this.log.append("holdout", step=at.step, samples=samples, loss=loss, terms={})
     config = this.run.config
     save_checkpoint(
-        out, config, this.model, this.optimizer, at.step, at.seconds, metrics_bytes=this.log.sync()
+        out,
+        config,
+        training_state(this.model, this.optimizer),
+        step=at.step,
+        samples_seen=at.step * config.batch_size,
+        seconds=at.seconds,
+        metrics_bytes=this.log.sync(),
     )
-    draw_loss_curve(out, f"{config.arch}, L_{config.loss}")
+    draw_curves(out, f"{config.arch}, L_{config.loss}")
     at.saved_step, at.saved_seconds = at.step, at.seconds
 
 
@@ -361,9 +379,18 @@ def finish(this: Setup, at: Progress, first_step: int, out: Path) -> None:
     # A run that a signal stopped, then asked for no more steps, has no held-out loss of its end.
     held_out = [line for line in lines if line["kind"] == "holdout" and line["step"] == at.step]
     held = held_out[-1]["loss"] if held_out else holdout_loss(this, at, Stop())
-    export_backbone(out, this.run, this.model, at.step, this.order.train_samples, train_loss, held)
     config, minutes = this.run.config, at.seconds / 60
     seen = at.step * config.batch_size
+    export_backbone(
+        out,
+        this.run,
+        this.model.state_dict(),
+        steps=at.step,
+        samples_seen=seen,
+        train_samples=this.order.train_samples,
+        train_loss=train_loss,
+        holdout_loss=held,
+    )
     share = sum(line["data_wait"] * line["steps"] for line in lines if line["kind"] == "train")
     click.echo(
         f"Trained {config.arch} with L_{config.loss} at {config.size_px} px, {config.precision}, "
