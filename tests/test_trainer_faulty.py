@@ -168,6 +168,7 @@ def test_faults_are_drawn_from_seed_path_and_number() -> None:
     assert drawn != [Faults(probability=0.5, seed=4).draw("/a", i) for i in range(200)]
     assert 70 < drawn.count("") < 130
     assert set(drawn) == {"", *FAULTS}
+    assert Faults(probability=1, ends=".tar").draw("/a.json", 0) == ""
 
 
 def test_closing_ends_what_hangs_and_leaves_no_thread(folder: Path) -> None:

@@ -62,13 +62,14 @@ class Faults:
 
     `plan` gives for the end of a path (`""`: of any) the faults of its first requests in order,
     `""` for none; the last of them holds for all further ones where it ends in `...`, as in
-    `{"0.tar": ["cut", "", "flip..."]}`. Any other request meets one of `kinds` with `probability`,
-    drawn from the seed, the path and the number of the request of that path.
+    `{"0.tar": ["cut", "", "flip..."]}`. Any other request of a path that ends in `ends` meets one
+    of `kinds` with `probability`, drawn from seed, path and number of the request of that path.
     """
 
     plan: Mapping[str, Sequence[str]] = field(default_factory=dict)
     probability: float = 0.0
     kinds: Sequence[str] = tuple(FAULTS)
+    ends: str = ""
     seed: int = 0
     hang_seconds: float = 5.0
     drip_bytes_per_s: int = 1000
@@ -82,7 +83,8 @@ class Faults:
                 if faults[-1].endswith("..."):
                     return faults[-1].removesuffix("...")
         moments = self.generator(path, number)
-        return moments.choice(self.kinds) if moments.random() < self.probability else ""
+        drawn = path.endswith(self.ends) and moments.random() < self.probability
+        return moments.choice(self.kinds) if drawn else ""
 
     def generator(self, path: str, number: int) -> random.Random:
         """Random numbers that depend on nothing but seed, path and number of the request."""
