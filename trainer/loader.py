@@ -1,91 +1,240 @@
-"""The endless stream of batches, decoded and assembled in worker processes."""
+"""Batches, decoded and assembled in worker processes.
+
+The workers are forked and write into memory that they share with the trainer: anonymous memory,
+so that a batch is neither copied nor sent, nothing lies in /dev/shm (64 MB in a container unless
+told otherwise), and nothing is left of it however the processes end. A pipe to each carries the
+indices there and a few numbers back; when its parent is gone, so is the worker.
+"""
 
 from __future__ import annotations
 
-import itertools
+import mmap
+import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkProcess
 from typing import Any
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from trainer.errors import TrainerError
-from trainer.order import Order
-from trainer.shards import Batch, ShardSamples
+from trainer.samples import Batch, Rows, Samples, never
+from trainer.stops import SIGNALS, Stopped
 
 PREFETCH_BATCHES = 4  # per worker; a batch of 64 at 224 px is 9.6 MB
+SPARE_BATCHES = 2  # that the trainer holds on to while it asks for the next
+POLL_SECONDS = 0.1  # how long a signal, or the death of the parent, may go unnoticed
+
+
+@dataclass
+class Stream:
+    """The batches to come, in order; `next_batch` takes one."""
+
+    samples: Samples
+    parts: Iterator[list[int]]
+    on_cuda: bool
+    workers: list[ForkProcess] = field(default_factory=list)
+    pipes: list[Connection] = field(default_factory=list)
+    memory: list[Rows] = field(default_factory=list)  # slots, shared with the workers
+    free: deque[int] = field(default_factory=deque)  # slots that nobody uses
+    asked: int = 0  # batches that the workers were asked for
+    taken: int = 0
+    ended: bool = False
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> Batch:
+        return next_batch(self, never)
 
 
 @contextmanager
 def batches_from(
-    samples: ShardSamples,
-    order: Order,
-    step: int,
-    batch_size: int,
-    workers: int | None,
-    on_cuda: bool,
-) -> Iterator[Iterator[Any]]:
-    """The batches of `order` from `step` on; a worker that dies inside is a TrainerError."""
-    if workers is None:  # on a CPU the network itself uses the cores: one is enough to keep up
-        workers = min(8 if on_cuda else 1, len(os.sched_getaffinity(0)) - 1)
-    loader: DataLoader[Any] = DataLoader(
-        samples,
-        batch_sampler=(
-            order.samples(start, start + batch_size).tolist()
-            for start in itertools.count(step * batch_size, batch_size)
-        ),
-        num_workers=workers,
-        prefetch_factor=PREFETCH_BATCHES if workers else None,
-        collate_fn=as_it_is,  # type: ignore[arg-type]
-        pin_memory=on_cuda,
-        worker_init_fn=ignore_signals,
-        generator=torch.Generator(),  # else each start draws from the one that resume restores
-    )
-    with worker_faults():
-        stream = iter(loader)
-        try:
-            yield stream
-        finally:
-            # An endless stream never ends its workers, and as they ignore SIGTERM nor does the
-            # exit.
-            if workers:
-                stream._shutdown_workers()  # type: ignore[attr-defined]
+    samples: Samples, parts: Iterator[list[int]], workers: int | None, on_cuda: bool
+) -> Iterator[Stream]:
+    """The batches of the given lists of indices, made by worker processes; by none for 0.
 
-
-@contextmanager
-def worker_faults() -> Iterator[None]:
-    """Turn torch's word of a dead or unreachable worker into a TrainerError.
-
-    Mostly it comes from a handler of SIGCHLD, so wherever the main thread is: in a step, too.
+    None stands for as many as there are cores beside the trainer's, at most 8, and 1 on a CPU,
+    where the network itself uses the cores.
     """
+    if workers is None:
+        workers = min(8 if on_cuda else 1, len(os.sched_getaffinity(0)) - 1)
+    stream = Stream(samples, parts, on_cuda)
     try:
-        yield
-    except RuntimeError as error:
-        if not str(error).startswith(("DataLoader worker", "Pin memory thread", "Too many open")):
-            raise
-        raise TrainerError(  # killed for want of memory, as a rule
-            f"the loader ended ({str(error).splitlines()[0].rstrip('. ')}); the same "
-            "command goes on from the last checkpoint, perhaps with fewer --workers"
+        if workers:
+            _start(stream, workers)
+        yield stream
+    finally:
+        for worker in stream.workers:
+            worker.kill()  # they hold nothing, and ignore SIGTERM
+        for worker in stream.workers:
+            worker.join()
+        for pipe in stream.pipes:
+            pipe.close()
+
+
+def next_batch(stream: Stream, stop: Callable[[], bool]) -> Batch:
+    """The next batch; its memory is used again when no tensor of it is left.
+
+    Raises TrainerError for what was wrong with a sample, and when a worker died; Stopped when
+    `stop` turns true while there is none yet; StopIteration after the last.
+    """
+    if not stream.workers:
+        batch = stream.samples.batch(next(stream.parts), stop)
+        return _pinned(batch) if stream.on_cuda else batch
+    while stream.asked < stream.taken + PREFETCH_BATCHES * len(stream.workers):
+        if not _ask(stream):
+            break
+    if stream.asked == stream.taken:
+        raise StopIteration
+    number = stream.taken % len(stream.workers)
+    slot, answer = _answer(stream, number, stop)
+    stream.taken += 1
+    if isinstance(answer, str):
+        raise TrainerError(answer)
+    if slot is None:
+        return _pinned(Batch(*map(torch.from_numpy, answer)))
+    return _leased(stream, slot, answer)
+
+
+def _start(stream: Stream, workers: int) -> None:
+    first = next(stream.parts, None)
+    if first is None:
+        stream.ended = True
+        first = []
+    else:
+        stream.parts = _chain(first, stream.parts)
+    rows = len(first) + 1  # parts of one step differ by one at most; larger ones travel by pipe
+    slots = PREFETCH_BATCHES * workers + SPARE_BATCHES
+    each = -(-(rows * stream.samples.row_bytes + 256) // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = memoryview(mmap.mmap(-1, slots * each))
+    stream.memory = [
+        stream.samples.rows_in(memory[slot * each : (slot + 1) * each], rows)
+        for slot in range(slots)
+    ]
+    stream.free.extend(range(slots))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # our handlers are not theirs
+    try:
+        _fork(stream, workers)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _fork(stream: Stream, workers: int) -> None:
+    context = multiprocessing.get_context("fork")  # what is shared is inherited
+    ends = [context.Pipe() for _ in range(workers)]
+    stream.pipes = [ours for ours, _ in ends]
+    for _, theirs in ends:
+        others = [end for pair in ends for end in pair if end is not theirs]
+        worker = context.Process(
+            target=_work, args=(stream.samples, stream.memory, theirs, others), daemon=True
+        )
+        worker.start()
+        stream.workers.append(worker)
+    for _, theirs in ends:
+        theirs.close()
+
+
+def _chain(first: list[int], rest: Iterator[list[int]]) -> Iterator[list[int]]:
+    yield first
+    yield from rest
+
+
+def _ask(stream: Stream) -> bool:
+    """Ask the worker whose turn it is for one more batch; False when there are no more."""
+    indices = None if stream.ended else next(stream.parts, None)
+    if indices is None:
+        stream.ended = True
+        return False
+    # Without a slot, as when the trainer keeps many batches, it comes through the pipe: slower.
+    fits = stream.free and len(indices) <= len(stream.memory[0].index)
+    slot = stream.free.popleft() if fits else None
+    with suppress(OSError):  # a dead worker: found when its answer is waited for
+        stream.pipes[stream.asked % len(stream.workers)].send((slot, indices))
+    stream.asked += 1
+    return True
+
+
+def _answer(stream: Stream, number: int, stop: Callable[[], bool]) -> tuple[int | None, Any]:
+    """A worker's next answer: the slot and how many rows, the arrays, or the text of an error."""
+    pipe = stream.pipes[number]
+    try:
+        while not pipe.poll(POLL_SECONDS):
+            if stop():
+                raise Stopped(getattr(stop, "signal", 0))
+        slot, answer = pipe.recv()
+    except (EOFError, OSError):
+        worker = stream.workers[number]
+        worker.join(timeout=1)
+        code = worker.exitcode
+        how = f"was killed by {signal.Signals(-code).name}" if code and code < 0 else "ended"
+        raise TrainerError(  # for want of memory, as a rule
+            f"a loader worker {how}; the same command goes on from the last checkpoint, perhaps "
+            "with fewer --workers"
         ) from None
+    return slot, answer
 
 
-def next_batch(stream: Iterator[Any]) -> Batch:
-    """The next batch; what was wrong with a sample, as a TrainerError."""
-    batch: Batch | TrainerError = next(stream)
-    if isinstance(batch, TrainerError):
-        raise batch
+def _leased(stream: Stream, slot: int, count: int) -> Batch:
+    """A batch in a slot's memory, which is free again when its images are no more."""
+    rows = stream.memory[slot].first(count)
+    batch = rows.batch_with_own_numbers()
+    if stream.on_cuda:
+        batch = _pinned(batch)
+        stream.free.append(slot)
+    else:  # tensors made from an array keep it
+        weakref.finalize(rows.images, stream.free.append, slot).atexit = False
     return batch
 
 
-def as_it_is(batch: Batch | TrainerError) -> Batch | TrainerError:
-    """The dataset already made a batch of it."""
-    return batch
+def _pinned(batch: Batch) -> Batch:
+    """A copy that the device can fetch while the processor goes on."""
+    if not torch.cuda.is_available():
+        return batch
+    return Batch(*(part.pin_memory() for part in batch))
 
 
-def ignore_signals(worker: int) -> None:
-    """Ctrl-C and a farm's SIGTERM reach workers too; the trainer ends them when it has saved."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _work(samples: Samples, memory: list[Rows], pipe: Connection, others: list[Connection]) -> None:
+    """A worker: fill the slots asked for, until the parent is gone or kills it."""
+    # Ctrl-C and a farm's SIGTERM reach workers too; the trainer ends them when it has saved.
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    for other in others:
+        other.close()
+    torch.set_num_threads(1)
+    parent = os.getppid()
+
+    def orphaned() -> bool:
+        return os.getppid() != parent
+
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError, Stopped):
+        while True:
+            while not pipe.poll(POLL_SECONDS):
+                if orphaned():
+                    return
+            slot, indices = pipe.recv()
+            pipe.send((slot, _made(samples, memory, slot, indices, orphaned)))
+
+
+def _made(
+    samples: Samples,
+    memory: list[Rows],
+    slot: int | None,
+    indices: list[int],
+    stop: Callable[[], bool],
+) -> int | str | Batch | list[np.ndarray[Any, Any]]:
+    """How many rows are in the slot now; without a slot the rows; or what went wrong."""
+    try:
+        if slot is not None:
+            return samples.read_into(memory[slot], indices, stop)
+        return [part.numpy() for part in samples.batch(indices, stop)]
+    except TrainerError as error:
+        return error.message
