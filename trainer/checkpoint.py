@@ -28,14 +28,13 @@ from trainer.run import Config
 from trainer.state import load_training_state
 
 CHECKPOINT_FILE = "checkpoint.json"
-LEDGER_FILE = "ledger.json"
 DEFAULT_KEEP = 2
 
 Limb = Annotated[int, Field(ge=0, lt=2**64)]
 
 
 class EpochLedger(Model):
-    """The samples of one epoch that were consumed so far: how many, and a hash of which."""
+    """The samples of one epoch that were trained on so far: how many, and a hash of which."""
 
     epoch: int = Field(ge=0)
     samples: int = Field(ge=0)
@@ -67,15 +66,6 @@ class Checkpoints(Model):
     arch: Arch
     loss: Loss
     checkpoints: list[CheckpointRecord] = Field(min_length=1)
-
-
-class Ledger(Model):
-    """`ledger.json`: what was consumed up to the newest checkpoint; equal for any world size."""
-
-    format: Literal["semiformula-ledger"]
-    format_version: Literal[1]
-    epochs: list[EpochLedger]
-    quarantined: list[str]
 
 
 class Restored(NamedTuple):
@@ -144,7 +134,7 @@ def restore(
 
 
 def go_on_from(out: Path, config: Config, record: CheckpointRecord) -> None:
-    """Forget newer, damaged checkpoints, and write ledger.json as it was at `record`."""
+    """Leave newer, damaged checkpoints out of checkpoint.json; the next one removes their files."""
     known = read_checkpoints(out, config)
     assert known is not None
     if known.checkpoints[0] != record:
@@ -153,7 +143,6 @@ def go_on_from(out: Path, config: Config, record: CheckpointRecord) -> None:
             out / CHECKPOINT_FILE,
             known.model_copy(update={"checkpoints": known.checkpoints[first:]}),
         )
-    _write_ledger(out, record)
 
 
 def save_checkpoint(
@@ -202,19 +191,8 @@ def save_checkpoint(
         checkpoints=[record, *(old for old in before if (out / old.file).exists())][:keep],
     )
     write_json(out / CHECKPOINT_FILE, index)
-    _write_ledger(out, record)
     _remove_others(out, {kept.file for kept in index.checkpoints})
     return record
-
-
-def _write_ledger(out: Path, record: CheckpointRecord) -> None:
-    ledger = Ledger(
-        format="semiformula-ledger",
-        format_version=1,
-        epochs=record.ledger,
-        quarantined=record.quarantined,
-    )
-    write_json(out / LEDGER_FILE, ledger)
 
 
 def _read_tensors(path: Path, record: CheckpointRecord) -> dict[str, torch.Tensor]:
