@@ -160,7 +160,7 @@ def _sweep(folder: Path) -> None:
 
 
 def _bytes(array: npt.NDArray[np.generic]) -> memoryview:
-    return cast(memoryview, array.reshape(-1).view(np.uint8).data)
+    return array.reshape(-1).view(np.uint8).data
 
 
 def _crc(image: npt.NDArray[np.uint8], theta: npt.NDArray[np.float32], normal: int) -> int:
