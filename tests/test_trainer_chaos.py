@@ -1,0 +1,183 @@
+"""`trainer selftest --chaos`: its means, its verdict, and a small run of all of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from tests.shards_by_hand import sha256
+from trainer import chaos
+from trainer.errors import TrainerError
+from trainer.ledger import digest, expected_sums
+from trainer.verdict import ledger_faults, loss_of_run, verdict, weights_distance
+
+SLEEP = "import time; time.sleep(60)"
+PARENT = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {SLEEP!r}])"
+
+
+@pytest.fixture
+def marked() -> Iterator[subprocess.Popen[bytes]]:
+    """A process with a child, both with the mark `test`."""
+    environment = os.environ | {chaos.MARK: "test"}
+    process = subprocess.Popen([sys.executable, "-c", PARENT], env=environment)
+    while len(chaos.living("test")) < 2:
+        assert process.poll() is None
+    yield process
+    chaos.kill(chaos.living("test"))
+    process.wait()
+
+
+def test_marked_processes_are_found_with_their_parents(marked: subprocess.Popen[bytes]) -> None:
+    found = {process.pid: process.parent for process in chaos.living("test")}
+    assert found.pop(marked.pid) == os.getpid()
+    assert list(found.values()) == [marked.pid]
+    assert chaos.living("tes") == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "world", "code", "left"),
+    [
+        ("SIGTERM", 1, -signal.SIGTERM, 1),
+        ("SIGUSR1", 1, -signal.SIGUSR1, 1),
+        ("launcher killed", 2, -signal.SIGKILL, 1),
+        ("rank killed", 2, 0, 0),  # the child of the launcher, which then ends
+        ("helper killed", 1, 0, 0),
+        ("all killed", 1, -signal.SIGKILL, 0),
+    ],
+)
+def test_strike_hits_whom_it_names(
+    marked: subprocess.Popen[bytes], kind: str, world: int, code: int, left: int
+) -> None:
+    assert chaos.strike(kind, "test", marked.pid, world, random.Random(0))
+    assert marked.wait(10) == code
+    end = time.monotonic() + 5  # a killed process takes a moment to be gone
+    while len(chaos.living("test")) != left:
+        assert time.monotonic() < end
+
+
+def test_process_that_lives_on_is_named_and_ended(marked: subprocess.Popen[bytes]) -> None:
+    os.kill(marked.pid, signal.SIGKILL)
+    marked.wait()
+    with pytest.raises(TrainerError, match=r"^1 processes outlived the run by 0 s: \d+ .*sleep"):
+        chaos.wait_for_end("test", 0.2)
+    chaos.wait_for_end("test", 5)
+
+
+def test_damage_hurts_a_third_of_the_cache(tmp_path: Path) -> None:
+    for i in range(9):
+        (tmp_path / f"{i}.tar").write_bytes(bytes(100))
+    (tmp_path / "lock").touch()
+    done = chaos.damage_cache(tmp_path, random.Random(0))
+    files = [tmp_path / f"{i}.tar" for i in range(9)]
+    assert len(done) == 3
+    assert sum(path.exists() and path.read_bytes() == bytes(100) for path in files) == 6
+    assert (tmp_path / "lock").exists()
+
+
+def test_newest_checkpoint_is_damaged_only_while_the_other_is_whole(tmp_path: Path) -> None:
+    records = []
+    for name in ("new", "old"):
+        (tmp_path / name).write_bytes(name.encode() * 50)
+        records.append({"file": name, "sha256": sha256(name.encode() * 50)})
+    moments = random.Random(0)
+    assert chaos.damage_checkpoint(records[:1], tmp_path, moments) == ""
+    assert chaos.damage_checkpoint(records, tmp_path, moments) in ("cut", "flipped")
+    assert (tmp_path / "new").read_bytes() != b"new" * 50
+    assert (tmp_path / "old").read_bytes() == b"old" * 50
+    assert chaos.damage_checkpoint(records, tmp_path, moments) == ""
+
+
+def test_leftovers_are_temporary_files_and_shared_memory(tmp_path: Path) -> None:
+    before = chaos.shared_memory()
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoint.json").touch()
+    assert chaos.leftovers([tmp_path / "run"], tmp_path / "tmp", before) == []
+    (tmp_path / "run" / ".run.json.tmp-3").touch()
+    (tmp_path / "tmp" / "x").touch()
+    shared = chaos.SHARED_MEMORY / f"semiformula-test-{os.getpid()}"
+    shared.touch()
+    try:
+        found = chaos.leftovers([tmp_path / "run"], tmp_path / "tmp", before)
+    finally:
+        shared.unlink()
+    assert {f"{tmp_path}/run/.run.json.tmp-3", f"{tmp_path}/tmp/x", str(shared)} <= set(found)
+
+
+def write_run(out: Path, *, samples: int = 7, loss: float = 0.5, weight: float = 1.0) -> Path:
+    """Ledger, metrics and weights of a run of one epoch of `samples` of 7 samples, 4 steps."""
+    out.mkdir()
+    line = {"epoch": 0, "samples": samples, "digest": digest(expected_sums(samples)[1:])}
+    (out / "ledger.json").write_text(json.dumps({"epochs": [line]}))
+    lines = [{"kind": "train", "step": 3, "steps": 3, "loss": loss}]
+    lines += [{"kind": "holdout", "step": 3, "loss": 9}]
+    lines += [{"kind": "train", "step": 4, "steps": 1, "loss": 2 * loss}]
+    (out / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    save_file({"w": np.array([3.0, 4.0 * weight], np.float32)}, out / "backbone.safetensors")
+    return out
+
+
+def judge(calm: Path, same: Path, elastic: Path) -> list[str]:
+    return list(verdict(calm, same, elastic, 7, 1, weights_tolerance=1e-2, loss_tolerance=1e-3))
+
+
+def test_verdict_of_equal_runs_has_a_line_each(tmp_path: Path) -> None:
+    calm, same = write_run(tmp_path / "calm"), write_run(tmp_path / "same")
+    elastic = write_run(tmp_path / "elastic", loss=0.5001, weight=1.005)
+    assert judge(calm, same, elastic) == [
+        "ledger: 1 epochs of 7 samples, each once, in all three runs",
+        "one process: the weights of the calm run, bit for bit",
+        "changing processes: weights within 0.004 of a tensor (at most 0.01), mean loss within "
+        "0.0002 (at most 0.001)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changed", "of", "message"),
+    [
+        ({"samples": 6}, "same", r"DIFFERENT: same: ledger \[\(0, 6, '.*, expected \[\(0, 7, '"),
+        ({"weight": 1.0001}, "same", "DIFFERENT: weights of same differ .* by 8e-05 of a tensor$"),
+        ({"weight": 1.1}, "elastic", "elastic differ by 0.08 of a tensor, expected at most 0.01$"),
+        ({"loss": 0.501}, "elastic", "loss of elastic is 0.62625, of the calm run 0.625; expected"),
+        ({"loss": 0.5001}, "same", "loss of same is 0.625125, of the calm run 0.625; expected"),
+    ],
+)
+def test_verdict_names_what_differs(
+    tmp_path: Path, changed: dict[str, float], of: str, message: str
+) -> None:
+    runs = [
+        write_run(tmp_path / name, **(changed if name == of else {}))  # type: ignore[arg-type]
+        for name in ("calm", "same", "elastic")
+    ]
+    with pytest.raises(TrainerError, match=message):
+        judge(*runs)
+
+
+def test_ledger_with_a_missing_epoch_is_a_fault(tmp_path: Path) -> None:
+    assert ledger_faults(write_run(tmp_path / "a"), 7, 1) == []
+    assert len(ledger_faults(tmp_path / "a", 7, 2)) == 1
+
+
+def test_steps_that_double_are_a_fault(tmp_path: Path) -> None:
+    out = write_run(tmp_path / "a")
+    assert loss_of_run(out) == (0.625, [])
+    log = out / "metrics.jsonl"
+    log.write_text(log.read_text().replace('"steps": 1', '"steps": 2'))
+    assert loss_of_run(out)[1] == ["a: the line of step 4 covers 2 steps after step 3"]
+
+
+def test_weights_of_other_names_are_infinitely_far(tmp_path: Path) -> None:
+    a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b")
+    save_file({"v": np.ones(2, np.float32)}, b / "backbone.safetensors")
+    assert weights_distance(a, b) == float("inf")
