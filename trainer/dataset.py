@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from trainer.artifacts import Model, Sha256, canonical_json, read_json, sha256_of
+from trainer.artifacts import Model, Sha256, canonical_json, parse_model, sha256_of
 from trainer.errors import TrainerError
+from trainer.storage import Storage, open_storage
 
 
 class ShardRecord(Model):
@@ -84,26 +86,32 @@ class Dataset(Model):
         return hashlib.sha256(f"{self.recipe_sha256}\n{normals}".encode()).hexdigest()
 
 
-def read_dataset(folder: Path) -> Dataset:
-    """Read DIR/dataset.json and check that its numbers agree with one another.
+def read_dataset(data: Storage | Path | str) -> Dataset:
+    """Read dataset.json and check that its numbers agree with one another.
 
-    Raises TrainerError in one line when the folder holds no finished dataset or a number is off.
+    Raises TrainerError in one line when there is no finished dataset or a number is off.
     """
-    path = folder / "dataset.json"
-    if not folder.is_dir():
-        raise TrainerError(f"{folder}: no such folder; --data wants one written by `builder build`")
-    if not path.exists():
+    storage = data if isinstance(data, Storage) else open_storage(str(data))
+    where, url = storage.where("dataset.json"), storage.url
+    if storage.local is not None and not storage.local.is_dir():
+        raise TrainerError(f"{url}: no such folder; --data wants one written by `builder build`")
+    try:
+        fields = json.loads(storage.read("dataset.json"))
+    except FileNotFoundError:
         raise TrainerError(
-            f"{folder}: holds no dataset.json; finish it with `builder build ... --out {folder}`"
-        )
-    dataset = read_json(Dataset, path)
-    if dataset.contents != "images":
-        raise TrainerError(
-            f"{path}: holds parameters without images; paint them first with "
-            f"`builder render-from {folder} --out DIR`"
-        )
+            f"{url}: holds no dataset.json; finish it with `builder build ... --out {url}`"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise TrainerError(f"{where}: not readable as JSON ({error}); is the file cut?") from None
+    dataset = parse_model(Dataset, fields, where)
+    _refuse_contradictions(dataset, where)
+    return dataset
+
+
+def _refuse_contradictions(dataset: Dataset, where: str) -> None:
     theta, image = dataset.theta, dataset.image
     listing = "".join(f"{s.sha256}  {s.name}\n" for s in (*dataset.normals.shards, *dataset.shards))
+    kind = {"images": "data/train-", "parameters": "data/theta-"}[dataset.contents]
     for what, found, expected in (
         ("theta.length", theta.length, theta.components * (theta.channels + 6) + 1),
         ("theta.channels", theta.channels, image.channels),
@@ -115,9 +123,13 @@ def read_dataset(folder: Path) -> Dataset:
         ),
         ("recipe_sha256", dataset.recipe_sha256, sha256_of(canonical_json(dataset.recipe))),
         ("content_sha256", dataset.content_sha256, hashlib.sha256(listing.encode()).hexdigest()),
+        (
+            f"number of shards named {kind}*",
+            sum(s.name.startswith(kind) for s in dataset.shards),
+            len(dataset.shards),
+        ),
     ):
         if found != expected:
             raise TrainerError(
-                f"{path}: {what} is {found}, the rest of the file gives {expected}; build it again"
+                f"{where}: {what} is {found}, the rest of the file gives {expected}; build it again"
             )
-    return dataset
