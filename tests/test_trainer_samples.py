@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.shards_by_hand import write_dataset
+from tests.shards_by_hand import flip_byte, write_dataset
 from tests.slots import Slots, dataset_of
 from trainer import images
+from trainer.cache import Cache
 from trainer.errors import TrainerError
 from trainer.images import decode_image
-from trainer.samples import IDLE_BATCHES, Samples
+from trainer.samples import IDLE_BATCHES, Samples, read_now
+from trainer.storage import open_storage
 
 
 def open_samples(folder: Path) -> tuple[Samples, Slots]:
@@ -211,3 +213,29 @@ def test_fast_decoder_gives_the_pixels_of_pillow(
     fast = decode_image(data, suffix, 61, 3, "here")
     monkeypatch.setattr(images, "FAST", {})
     np.testing.assert_array_equal(fast, decode_image(data, suffix, 61, 3, "here"))
+
+
+@pytest.mark.parametrize("wanted", [[3], [8, 9], [9, 0, 5]])
+def test_read_now_gives_verified_samples(tmp_path: Path, wanted: list[int]) -> None:
+    held = write_dataset(tmp_path / "data")
+    batch = read_now(
+        open_storage(str(tmp_path / "data")),
+        Cache(tmp_path / "cache", 10**6),
+        dataset_of(tmp_path / "data"),
+        wanted,
+    )
+    assert batch.index.tolist() == wanted
+    for image, index in zip(batch.images.numpy(), wanted, strict=True):
+        np.testing.assert_array_equal(image, held["images"][index])
+
+
+def test_read_now_refuses_a_damaged_shard_and_reads_no_other(tmp_path: Path) -> None:
+    write_dataset(tmp_path)
+    dataset = dataset_of(tmp_path)
+    flip_byte(tmp_path / dataset.shards[1].name, 700)  # samples 4 to 7
+    storage, cache = open_storage(str(tmp_path)), Cache(tmp_path / "cache", 10**6)
+    before = open_files()
+    assert read_now(storage, cache, dataset, [3, 8]).index.tolist() == [3, 8]
+    with pytest.raises(TrainerError, match=r"00001-of-00003.tar: SHA-256 differs"):
+        read_now(storage, cache, dataset, [3, 4])
+    assert open_files() == before

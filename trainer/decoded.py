@@ -1,8 +1,9 @@
 """The decode-once cache: pixels of a dataset's first samples, shared by a node's processes.
 
-One file in the cache folder, unlinked as soon as all ranks of the node have it open, so that
-nothing is left of it however they end. It is read and written as a file rather than as mapped
-memory: a full disk is then an error, not a SIGBUS, and a row goes to a batch in one copy.
+One file in the cache folder that has no name any more: the other processes open it through the
+one that made it, and nothing is left of it however they end. It is read and written as a file
+rather than as mapped memory: a full disk is then an error, not a SIGBUS, and a row goes to a batch
+in one copy.
 
 Layout: one byte a row that says whether it is whole; from the next page on the rows, each the
 image, theta, normal (int64) and the CRC-32 of these. Row i is sample i. Nobody locks: two who
@@ -11,7 +12,6 @@ write a row write the same bytes, and the byte that makes it valid is written la
 
 from __future__ import annotations
 
-import fcntl
 import os
 import struct
 import tempfile
@@ -29,18 +29,26 @@ from trainer.errors import TrainerError
 
 PAGE_BYTES = 4096
 TAIL = struct.Struct("<qI")  # normal, CRC-32
-PREFIX = "decoded-"
 
 
 class Decoded:
     """The open cache; each process reads and writes through the same inherited or opened file."""
 
-    def __init__(self, file: int, dataset: Dataset, max_bytes: int) -> None:
+    def __init__(self, file: int, dataset: Dataset, rows: int) -> None:
         self.file = file
+        self.dataset = dataset
+        self.rows = rows
         self.row_bytes = row_bytes(dataset)
-        self.rows = row_count(dataset, max_bytes)
-        self.start = -(-self.rows // PAGE_BYTES) * PAGE_BYTES
+        self.start = _start(rows)
         self._ends = np.cumsum([shard.samples for shard in dataset.shards])
+
+    @property
+    def path(self) -> str:
+        """Where other processes of this user open the file while this one has it open."""
+        return f"/proc/{os.getpid()}/fd/{self.file}"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _reopen, (self.path, self.dataset, self.rows)
 
     def read(
         self, index: int, image: npt.NDArray[np.uint8], theta: npt.NDArray[np.float32]
@@ -83,11 +91,16 @@ class Decoded:
         return end <= self.rows and os.pread(self.file, end - first, first) == b"\1" * (end - first)
 
 
+def theta_length(dataset: Dataset) -> int:
+    """How many parameters a sample has; none in a labelled set."""
+    return 0 if dataset.contents == "labels" else dataset.theta.length
+
+
 def row_bytes(dataset: Dataset) -> int:
     """The room of one sample, rounded up to 64 bytes."""
     image = dataset.image
-    theta = 0 if dataset.theta is None else 4 * dataset.theta.length
-    return -(-(image.size_px**2 * image.channels + theta + TAIL.size) // 64) * 64
+    values = 4 * theta_length(dataset)
+    return -(-(image.size_px**2 * image.channels + values + TAIL.size) // 64) * 64
 
 
 def row_count(dataset: Dataset, max_bytes: int) -> int:
@@ -106,57 +119,52 @@ def decoded_cache(
 ) -> Iterator[Decoded | None]:
     """Make the cache of this node, or None where no sample fits or there is nothing to decode.
 
-    All local ranks call it: rank 0 makes the file, `share` gives its path to the others, and after
-    `barrier`, when all have it open, it has no name any more. Raises TrainerError on a disk that
-    has no room for it.
+    All local ranks call it: rank 0 makes the file, `share` says to the others where, and `barrier`
+    waits until all have it open. Raises TrainerError on a disk that has no room for it.
     """
-    if dataset.contents == "parameters" or not row_count(dataset, max_bytes):
+    rows = row_count(dataset, max_bytes)
+    if dataset.contents == "parameters" or not rows:
         yield None
         return
-    file, path = _made(folder, max_bytes, dataset) if local_rank == 0 else (-1, None)
+    if local_rank == 0:
+        decoded = Decoded(_made(folder, dataset, rows), dataset, rows)
+        share(decoded.path)
+    else:
+        decoded = _reopen(share(None), dataset, rows)
     try:
-        name = share(path)
-        if local_rank != 0:
-            file = os.open(name, os.O_RDWR | os.O_CLOEXEC)
         barrier()
+        yield decoded
     finally:
-        if path is not None:
-            Path(path).unlink(missing_ok=True)
-    try:
-        yield Decoded(file, dataset, max_bytes)
-    finally:
-        os.close(file)
+        os.close(decoded.file)
 
 
-def _made(folder: Path, max_bytes: int, dataset: Dataset) -> tuple[int, str]:
-    """A new file with its room reserved, so that a full disk is found now."""
-    rows = row_count(dataset, max_bytes)
-    size = -(-rows // PAGE_BYTES) * PAGE_BYTES + rows * row_bytes(dataset)
+def _reopen(path: str, dataset: Dataset, rows: int) -> Decoded:
+    return Decoded(os.open(path, os.O_RDWR | os.O_CLOEXEC), dataset, rows)
+
+
+def _made(folder: Path, dataset: Dataset, rows: int) -> int:
+    """A new file without a name, its room reserved, so that a full disk is found now."""
+    size = _start(rows) + rows * row_bytes(dataset)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _sweep(folder)
-        file, path = tempfile.mkstemp(prefix=PREFIX, dir=folder)
-        fcntl.flock(file, fcntl.LOCK_EX)  # while it has a name: not left by a killed process
+        file, path = tempfile.mkstemp(prefix="decoded-", dir=folder)
+        Path(path).unlink()
     except OSError as error:
         raise TrainerError(f"{folder}: cannot be written ({error.strerror})") from None
     try:
         os.posix_fallocate(file, 0, size)
     except OSError as error:
         os.close(file)
-        Path(path).unlink(missing_ok=True)
         raise TrainerError(
             f"{folder}: no room for {size} bytes of decoded images ({error.strerror}); give "
             "--cache-decoded less"
         ) from None
-    return file, path
+    return file
 
 
-def _sweep(folder: Path) -> None:
-    """Remove what was left where a process was killed before the others had opened its file."""
-    for path in folder.glob(f"{PREFIX}*"):
-        with suppress(OSError), path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
+def _start(rows: int) -> int:
+    """Where the rows begin, behind a byte for each."""
+    return -(-rows // PAGE_BYTES) * PAGE_BYTES
 
 
 def _bytes(array: npt.NDArray[np.generic]) -> memoryview:

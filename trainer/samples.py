@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import mmap
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -14,10 +16,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from trainer.cache import Cache
 from trainer.dataset import Dataset
-from trainer.decoded import Decoded
+from trainer.decoded import Decoded, theta_length
 from trainer.errors import TrainerError
 from trainer.images import decode_into
+from trainer.index import index_shard
+from trainer.node import Slot as VerifiedShard
+from trainer.shards import open_shard
+from trainer.storage import Storage
 
 IDLE_BATCHES = 8  # a shard's file that so many batches did not read is closed: its disk comes free
 
@@ -74,12 +81,21 @@ class Rows:
 
 
 class Slot(Protocol):
-    """Where a verified shard lies; see trainer/node.py."""
+    """Where a verified shard lies, as trainer/node.py says it."""
 
-    path: Path
-    rows: npt.NDArray[np.int64]  # [n, 5]: image start, bytes, theta start, bytes, normal or label
-    first: int  # index of the first sample
-    stamp: tuple[int, int, int]  # size, mtime_ns and inode of the verified file
+    @property
+    def path(self) -> Path: ...
+    @property
+    def rows(self) -> npt.NDArray[np.int64]:
+        """[n, 5]: image start, image bytes, theta start, theta bytes, normal or label."""
+
+    @property
+    def first(self) -> int:
+        """The index of the first sample."""
+
+    @property
+    def stamp(self) -> tuple[int, int, int]:
+        """Size, mtime_ns and inode of the file that was verified."""
 
 
 class Shards(Protocol):
@@ -96,11 +112,6 @@ class _Open:
     file: int
     stamp: tuple[int, int, int]
     used: int  # the number of the batch that read it last
-
-
-def theta_length(dataset: Dataset) -> int:
-    """How many parameters a sample has; none in a labelled set."""
-    return dataset.theta.length if dataset.theta is not None else 0
 
 
 def never() -> bool:
@@ -257,3 +268,36 @@ class Samples:
         oldest = self._batches - IDLE_BATCHES
         for shard in [shard for shard, held in self._open.items() if held.used < oldest]:
             os.close(self._open.pop(shard).file)
+
+
+@dataclass(frozen=True)
+class _Now:
+    """Shards that are at hand; asked as a node is."""
+
+    slots: dict[int, VerifiedShard]
+
+    def shard(self, shard: int, stop: Callable[[], bool]) -> Slot:
+        return self.slots[shard]
+
+
+def read_now(storage: Storage, cache: Cache, dataset: Dataset, indices: Sequence[int]) -> Batch:
+    """The given samples outside of the stream, as the held-out ones: verified and decoded here.
+
+    Raises TrainerError (BadShard) in one line for a shard that is missing, damaged or ill-formed.
+    """
+    ends = list(itertools.accumulate(shard.samples for shard in dataset.shards))
+    wanted = np.unique(np.searchsorted(ends, np.asarray(indices), side="right")).tolist()
+    slots: dict[int, VerifiedShard] = {}
+    with ExitStack() as stack:
+        for shard in wanted:
+            record = dataset.shards[shard]
+            first = ends[shard] - record.samples
+            file = stack.enter_context(open_shard(storage, cache, record))
+            view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            rows = index_shard(view, dataset, shard, first)
+            about = os.fstat(file.fileno())
+            stamp = (about.st_size, about.st_mtime_ns, about.st_ino)
+            slots[shard] = VerifiedShard(Path(f"/proc/self/fd/{file.fileno()}"), rows, first, stamp)
+        samples = Samples(dataset, _Now(slots))
+        stack.callback(samples.close)
+        return samples.batch(indices)
