@@ -90,6 +90,12 @@ def sha256_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def sha256_of_file(path: Path) -> str:
+    """Hex SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def verify_file(path: Path, expected_bytes: int, expected_sha256: str) -> None:
     """TrainerError unless the file has the length and SHA-256 that its record states.
 
