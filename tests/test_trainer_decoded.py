@@ -17,7 +17,10 @@ from tests.slots import Slots, dataset_of
 from trainer.dataset import Dataset
 from trainer.decoded import Decoded, decoded_cache, row_bytes, row_count
 from trainer.errors import TrainerError
+from trainer.node import DataOptions, node
+from trainer.order import Order
 from trainer.samples import Samples
+from trainer.storage import open_storage
 
 PLENTY = 10**6
 ROW = 896  # 16 * 16 * 3 + 4 * 19 + 12 = 856, rounded up to 64
@@ -189,3 +192,25 @@ def test_full_disk_in_the_midst_costs_the_row_alone(tmp_path: Path) -> None:
     decoded.write(1, held["images"][1], held["thetas"][1], 0)
     assert decoded.read(1, np.empty((16, 16, 3), np.uint8), np.empty(19, np.float32)) is None
     os.close(number)
+
+
+def test_shard_that_is_decoded_is_not_asked_for_until_a_row_is_damaged(tmp_path: Path) -> None:
+    dataset, held, slots = opened(tmp_path)
+    storage = open_storage(str(tmp_path / "data"))
+    order = Order(dataset.order_key, 0, np.array([4, 4, 2]), window_shards=3)
+    options = DataOptions(str(tmp_path / "data"), tmp_path / "cache", 10**6, PLENTY)
+    path = slots.slots[1].path
+    with cache(tmp_path / "cache", dataset) as decoded:
+        Samples(dataset, slots, decoded).batch([4, 5, 6, 7])
+        path.rename(path.with_suffix(".away"))
+        with node(
+            options, storage, dataset, order, 0, 0, lambda: None, str, decoded=decoded
+        ) as shards:
+            samples = Samples(dataset, shards, decoded)
+            batch = samples.batch(range(10))
+            np.testing.assert_array_equal(batch.images.numpy(), np.stack(held["images"]))
+            os.pwrite(decoded.file, b"\xff", decoded.start + 6 * ROW)
+            path.with_suffix(".away").rename(path)
+            batch = samples.batch(range(10))
+            np.testing.assert_array_equal(batch.images.numpy(), np.stack(held["images"]))
+            samples.close()

@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from trainer.cache import Cache
 from trainer.dataset import Dataset
+from trainer.decoded import Decoded
 from trainer.errors import TrainerError
 from trainer.index import BadShard, index_shard
 from trainer.order import Order, Window
@@ -64,6 +65,8 @@ class State:
     held: dict[int, tuple[int, BinaryIO]] = field(default_factory=dict)  # shard: slot, file
     free: list[int] = field(default_factory=list)  # slots
     bad: set[int] = field(default_factory=set)
+    decoded: Decoded | None = None
+    unneeded: set[int] = field(default_factory=set)  # in flight, but decoded already
     turn: int = 0
 
 
@@ -75,7 +78,7 @@ def main(descriptor: int, parent: int) -> None:
     table = Table(descriptor)
     try:
         plan = pickle.load(sys.stdin.buffer)  # from the parent alone
-    except EOFError:  # which ended meanwhile
+    except (EOFError, OSError):  # which ended meanwhile
         os._exit(0)
     options = plan["options"]
     cache = Cache(options.cache, options.cache_bytes)
@@ -92,6 +95,7 @@ def main(descriptor: int, parent: int) -> None:
             options.max_bad_ratio,
             np.cumsum([0, *(shard.samples for shard in dataset.shards)]).tolist(),
             free=list(range(table["slots"])),
+            decoded=plan["decoded"],
         )
         _serve(state, plan["ahead"], plan["end"])
     except TrainerError as error:
@@ -114,7 +118,7 @@ def _allow_open_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _serve(state: State, ahead: int, end: int | None) -> None:
+def _serve(state: State, ahead: int, end: float) -> None:
     table, order = state.table, state.order
     windows = order.windows(table["position"])
     upcoming = next(windows)
@@ -124,11 +128,12 @@ def _serve(state: State, ahead: int, end: int | None) -> None:
             position = table["position"]
             while state.flight and state.flight[0].stop <= position:
                 _let_go(state, state.flight.popleft())
-            while (end is None or upcoming.start < end) and (
+            while upcoming.start < end and (
                 len(state.flight) < 2 or state.flight[-1].stop < position + ahead
             ):
                 _take_up(state, upcoming, pool)
                 upcoming = next(windows)
+            _take_up_damaged(state, pool)
             if state.pending:
                 done, _ = wait(state.pending, POLL_SECONDS, FIRST_COMPLETED)
                 for future in done:
@@ -143,7 +148,20 @@ def _take_up(state: State, window: Window, pool: ThreadPoolExecutor) -> None:
     state.flight.append(window)
     for shard in window.shards:
         state.uses[shard] += 1
-        if shard not in state.bad:
+        if state.decoded is not None and state.decoded.complete(shard):
+            state.unneeded.add(shard)
+        elif shard not in state.bad:
+            state.pending[pool.submit(_prepare, state, shard)] = shard
+
+
+def _take_up_damaged(state: State, pool: ThreadPoolExecutor) -> None:
+    """Ask for shards of which a decoded sample turned out to be damaged: a reader waits for it."""
+    for shard in list(state.unneeded):
+        assert state.decoded is not None
+        if state.uses[shard] == 0:
+            state.unneeded.remove(shard)
+        elif not state.decoded.complete(shard):
+            state.unneeded.remove(shard)
             state.pending[pool.submit(_prepare, state, shard)] = shard
 
 

@@ -8,6 +8,7 @@ the next are present and verified; a reader of any other waits.
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import pickle
 import signal
@@ -24,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.dataset import Dataset
+from trainer.decoded import Decoded
 from trainer.errors import TrainerError
 from trainer.order import Order
 from trainer.stops import SIGNALS, Stopped
@@ -186,13 +188,15 @@ def node(
     barrier: Callable[[], None],
     share: Callable[[str | None], str],
     ahead: int = 1,
-    end: int | None = None,
+    end: float = math.inf,
+    decoded: Decoded | None = None,
 ) -> Iterator[Node]:
     """The node's shards from a stream position on; local rank 0 runs the fetcher meanwhile.
 
     `share` gives what local rank 0 said to all local ranks, `barrier` waits for them. `ahead` is
     how many samples beyond the position may be asked for before it advances: a batch. Nothing is
-    fetched for samples from `end` on. Raises TrainerError where the cache is too small for that.
+    fetched for samples from `end` on, nor for shards whose samples `decoded` has all. Raises
+    TrainerError where the cache is too small for that.
     """
     in_flight = shards_in_flight(order, ahead)
     if storage.local is None:
@@ -212,6 +216,7 @@ def node(
         "order": (order.key, order.seed, order.counts, order.window_shards),
         "ahead": ahead,
         "end": end,
+        "decoded": decoded,
     }
     with _fetcher(table, plan):
         share(f"/proc/{os.getpid()}/fd/{table.descriptor}")
@@ -237,12 +242,15 @@ def shards_in_flight(order: Order, ahead: int) -> int:
 def _refuse_small_cache(
     options: DataOptions, dataset: Dataset, order: Order, in_flight: int
 ) -> None:
-    sizes = np.array([shard.bytes for shard in dataset.shards])[order.counts > 0]
-    needed = int(np.sort(sizes)[-in_flight:].sum())
+    sizes = np.array([shard.bytes for shard in dataset.shards])
+    needed = int(np.sort(sizes[order.counts > 0])[-in_flight:].sum())
+    held_out = order.counts < [shard.samples for shard in dataset.shards]
+    needed += int(sizes[held_out].sum())  # read again at each checkpoint
     if options.cache_bytes < needed:
         raise TrainerError(
-            f"--cache-bytes {options.cache_bytes}: the windows in flight, {in_flight} shards, take "
-            f"up to {needed} bytes; give as much, or fewer --window-shards"
+            f"--cache-bytes {options.cache_bytes}: the windows in flight, {in_flight} shards, and "
+            f"the held-out samples take up to {needed} bytes; give as much, or fewer "
+            "--window-shards"
         )
 
 
