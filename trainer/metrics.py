@@ -56,23 +56,33 @@ KINDS: dict[str, type[Model]] = {"train": TrainLine, "holdout": HoldoutLine}
 
 
 class MetricsLog:
-    """Appends to RUN/metrics.jsonl; starts at `bytes`, dropping what a killed run wrote beyond."""
+    """Appends to RUN/metrics.jsonl; starts at `start_bytes`, dropping what was written beyond.
 
-    def __init__(self, out: Path, start_bytes: int) -> None:
+    With `tensorboard` each line goes to RUN/tensorboard, too.
+    """
+
+    def __init__(self, out: Path, start_bytes: int, tensorboard: bool = False) -> None:
         path = out / METRICS_FILE
         data = path.read_bytes() if path.exists() else b""
         if len(data) < start_bytes:
             raise TrainerError(f"{path}: shorter than its checkpoint says; was it cut?")
-        _parse(data[:start_bytes], path)  # damage shows now, not when the run is through
+        lines = _parse(data[:start_bytes], path)  # damage shows now, not when the run is through
+        self._events = None
+        if tensorboard:
+            from trainer.tensorboard import Events
+
+            self._events = Events(out, lines)
         self._file = path.open("ab")
         self._file.truncate(start_bytes)
         self._file.seek(start_bytes)
 
     def append(self, kind: str, **fields: Any) -> None:
         """Add one line; numbers only, rounded to six digits for reading."""
-        rounded = {key: _rounded(value) for key, value in fields.items()}
-        self._file.write(json.dumps({"kind": kind, **rounded}, allow_nan=False).encode() + b"\n")
+        line = {"kind": kind, **{key: _rounded(value) for key, value in fields.items()}}
+        self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
         self._file.flush()
+        if self._events is not None:
+            self._events.append(line)
 
     def sync(self) -> int:
         """Force the file to disk and return its length in bytes."""
@@ -81,6 +91,8 @@ class MetricsLog:
 
     def close(self) -> None:
         self._file.close()
+        if self._events is not None:
+            self._events.close()
 
 
 def _rounded(value: Any) -> Any:
