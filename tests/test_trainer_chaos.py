@@ -22,27 +22,29 @@ from trainer.errors import TrainerError
 from trainer.ledger import digest, expected_sums
 from trainer.verdict import ledger_faults, loss_of_run, verdict, weights_distance
 
+MARK = f"test-{os.getpid()}"
 SLEEP = "import time; time.sleep(60)"
 PARENT = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {SLEEP!r}])"
 
 
 @pytest.fixture
 def marked() -> Iterator[subprocess.Popen[bytes]]:
-    """A process with a child, both with the mark `test`."""
-    environment = os.environ | {chaos.MARK: "test"}
+    """A process with a child, both with the mark."""
+    environment = os.environ | {chaos.MARK: MARK}
     process = subprocess.Popen([sys.executable, "-c", PARENT], env=environment)
-    while len(chaos.living("test")) < 2:
+    while not any(found.command.endswith(SLEEP) for found in chaos.living(MARK)):
         assert process.poll() is None
     yield process
-    chaos.kill(chaos.living("test"))
+    chaos.kill(chaos.living(MARK))
     process.wait()
+    chaos.wait_for_end(MARK, 10)
 
 
 def test_marked_processes_are_found_with_their_parents(marked: subprocess.Popen[bytes]) -> None:
-    found = {process.pid: process.parent for process in chaos.living("test")}
+    found = {process.pid: process.parent for process in chaos.living(MARK)}
     assert found.pop(marked.pid) == os.getpid()
     assert list(found.values()) == [marked.pid]
-    assert chaos.living("tes") == []
+    assert chaos.living(MARK[:-1]) == []
 
 
 @pytest.mark.parametrize(
@@ -59,19 +61,19 @@ def test_marked_processes_are_found_with_their_parents(marked: subprocess.Popen[
 def test_strike_hits_whom_it_names(
     marked: subprocess.Popen[bytes], kind: str, world: int, code: int, left: int
 ) -> None:
-    assert chaos.strike(kind, "test", marked.pid, world, random.Random(0))
+    assert chaos.strike(kind, MARK, marked.pid, world, random.Random(0))
     assert marked.wait(10) == code
     end = time.monotonic() + 5  # a killed process takes a moment to be gone
-    while len(chaos.living("test")) != left:
-        assert time.monotonic() < end
+    while len(chaos.living(MARK)) != left:
+        assert time.monotonic() < end, chaos.living(MARK)
 
 
 def test_process_that_lives_on_is_named_and_ended(marked: subprocess.Popen[bytes]) -> None:
     os.kill(marked.pid, signal.SIGKILL)
     marked.wait()
     with pytest.raises(TrainerError, match=r"^1 processes outlived the run by 0 s: \d+ .*sleep"):
-        chaos.wait_for_end("test", 0.2)
-    chaos.wait_for_end("test", 5)
+        chaos.wait_for_end(MARK, 0.2)
+    chaos.wait_for_end(MARK, 5)
 
 
 def test_damage_hurts_a_third_of_the_cache(tmp_path: Path) -> None:
