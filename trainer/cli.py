@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import click
 
 from trainer import __version__
-from trainer.choices import Arch, Loss
+from trainer.choices import Arch, Schedule
 from trainer.errors import TrainerError
+from trainer.options import Bytes, FiniteRange
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 DEFAULT_EPOCHS = 50.0
-
-
-class FiniteRange(click.FloatRange):
-    """A float above 0 and at most `max`; FloatRange alone lets nan through."""
-
-    def __init__(self, max: float) -> None:
-        super().__init__(0, max, min_open=True)
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        number: float = super().convert(value, param, ctx)
-        if math.isnan(number):
-            self.fail(f"{value} is not a number.", param, ctx)
-        return number
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -40,10 +25,15 @@ def main() -> None:
 
 
 @main.command(context_settings={"show_default": True})
-@click.option("--data", type=FOLDER, required=True, help="Dataset of `builder build`.")
-@click.option("--out", type=FOLDER, required=True, help="Run folder; the same one resumes.")
-@click.option("--loss", type=click.Choice(get_args(Loss)), required=True,
-              help="Equation 9 on the parameters, or 11 on the re-rendered image.")  # fmt: skip
+@click.option("--data", required=True,
+              help="Dataset of `builder build`: folder or URL (s3://, gs://, http://).")  # fmt: skip
+@click.option("--out", required=True,
+              help="Run folder, or a URL to keep it at; the same one resumes.")  # fmt: skip
+@click.option("--task", type=click.Choice(["parameters", "classify"]), default="parameters",
+              help="classify: the classes of a labelled dataset.")  # fmt: skip
+@click.option("--loss", type=click.Choice(["direct", "indirect"]),
+              help="Of --task parameters: equation 9 on the parameters, or 11 on the re-rendered "
+              "image.")  # fmt: skip
 @click.option("--arch", type=click.Choice(get_args(Arch)), default="wide_resnet50_2")
 @click.option("--size", "size_px", type=click.IntRange(16, 4096),
               help="Edge of the images in pixels.  [default: the dataset's]")  # fmt: skip
@@ -52,37 +42,70 @@ def main() -> None:
 @click.option("--steps", type=click.IntRange(1, 10**9), help="How long, in optimizer steps.")
 @click.option("--minutes", type=FiniteRange(10**6),
               help="How long, in minutes of training, resumes added up.")  # fmt: skip
-@click.option("--batch-size", type=click.IntRange(2, 65536), default=64)
-@click.option("--lr", type=FiniteRange(10), default=1e-3,
-              help="Adam's learning rate, constant.")  # fmt: skip
+@click.option("--batch-size", type=click.IntRange(2, 65536), default=64,
+              help="Samples of a step, of all processes together.")  # fmt: skip
+@click.option("--micro-batches", type=click.IntRange(1, 65536),
+              help="Parts of a batch, each with batch norms of its own; the most processes that "
+              "can share the work.  [default: the processes at the start]")  # fmt: skip
+@click.option("--lr", type=FiniteRange(10), default=1e-3, help="Adam's learning rate.")
+@click.option("--schedule", type=click.Choice(get_args(Schedule)), default="constant",
+              help="cosine: down to 0 at the end of --epochs or --steps.")  # fmt: skip
+@click.option("--warmup-steps", type=click.IntRange(0, 10**9), default=0,
+              help="Steps over which the learning rate rises to --lr.")  # fmt: skip
+@click.option("--ema", type=FiniteRange(1, max_open=True), metavar="DECAY",
+              help="Average the weights, such as 0.999; the average is exported.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0)
 @click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N.")
 @click.option("--workers", type=click.IntRange(0, 256),
               help="Processes that decode.  [default: 1, beside a GPU up to 8]")  # fmt: skip
 @click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]), default="auto",
               help="auto: bf16 on a GPU or a CPU with bf16 instructions.")  # fmt: skip
+@click.option("--compile", type=click.Choice(["auto", "measure", "off"]), default="auto",
+              help="torch.compile where a trial finds it faster; auto: on a GPU.")  # fmt: skip
 @click.option("--holdout", type=click.IntRange(0),
               help="Last samples, never trained on.  [default: 512, at most a tenth]")  # fmt: skip
+@click.option("--window", "window_shards", type=click.IntRange(1, 10**6), default=16,
+              help="Shards whose samples are shuffled together.")  # fmt: skip
+@click.option("--cache", type=FOLDER,
+              help="Where shards of a URL are kept.  [default: ~/.cache/semiformula]")  # fmt: skip
+@click.option("--cache-bytes", type=Bytes(), metavar="SIZE",
+              help="What they may take, as 50GB.  [default: half of what is free]")  # fmt: skip
+@click.option("--cache-decoded", "decoded_bytes", type=Bytes(), default=0, metavar="SIZE",
+              help="Keep so much of decoded images, to decode each once.")  # fmt: skip
+@click.option("--max-bad-ratio", type=click.FloatRange(0, 1), default=0.0,
+              help="Leave bad shards out, up to this share of the samples.")  # fmt: skip
 @click.option("--checkpoint-every", type=click.IntRange(1), metavar="STEPS",
               help="Steps between checkpoints.  [default: every 5 minutes]")  # fmt: skip
+@click.option("--keep", type=click.IntRange(1, 10**6), default=2, help="Checkpoints to keep.")
+@click.option("--tensorboard", is_flag=True, help="Write RUN/tensorboard, too.")
 def pretrain(
-    epochs: float | None, steps: int | None, minutes: float | None, **options: object
+    task: str,
+    loss: str | None,
+    epochs: float | None,
+    steps: int | None,
+    minutes: float | None,
+    **options: object,
 ) -> None:
     """Train on a dataset; the defaults are the paper's.
 
-    Writes the run folder of CHECKPOINT.md: metrics, loss curve, checkpoints, and at the end
-    backbone.safetensors. Ends with a checkpoint on Ctrl-C; the same command goes on from there.
+    Writes the run folder of CHECKPOINT.md: metrics, curves, checkpoints, ledger, and at the end
+    backbone.safetensors. Ctrl-C, SIGTERM and SIGUSR1 end it with a checkpoint, and the same command
+    goes on from there. For several GPUs: torchrun --nproc-per-node N -m trainer pretrain ...
     """
     if sum(value is not None for value in (epochs, steps, minutes)) > 1:
         raise click.UsageError("give one of --epochs, --steps and --minutes")
+    if (task == "classify") == (loss is not None):
+        raise click.UsageError("give --loss direct or --loss indirect, or --task classify alone")
     with interruptible():
         from trainer.run import Duration
-        from trainer.train import Options, pretrain
+        from trainer.setup import Options
+        from trainer.train import pretrain
 
         if steps is None and minutes is None:
             epochs = epochs or DEFAULT_EPOCHS
         duration = Duration(epochs=epochs, steps=steps, minutes=minutes)
-        pretrain(Options(duration=duration, **options))  # type: ignore[arg-type]
+        loss = loss or "cross_entropy"
+        pretrain(Options(duration=duration, loss=loss, **options))  # type: ignore[arg-type]
 
 
 @main.command()

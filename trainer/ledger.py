@@ -17,6 +17,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from trainer.artifacts import Model, write_json
+from trainer.checkpoint import CheckpointRecord, EpochLedger
 from trainer.errors import TrainerError
 
 LEDGER_FILE = "ledger.json"
@@ -86,6 +87,22 @@ class Ledger:
             self.base[epoch] = self.base.get(epoch, np.zeros(1 + LIMBS, np.uint64)) + sums
         self.base = {epoch: sums for epoch, sums in self.base.items() if sums.any()}
         self.own, self.since = {}, cursor
+
+
+def ledger_from(record: CheckpointRecord | None, train_samples: int) -> Ledger:
+    """The ledger as it was at a checkpoint, or an empty one."""
+    if record is None:
+        return Ledger(train_samples)
+    base = {line.epoch: np.array([line.samples, *line.limbs], np.uint64) for line in record.ledger}
+    return Ledger(train_samples, base, since=record.samples_seen)
+
+
+def records_of(ledger: Ledger) -> list[EpochLedger]:
+    """The settled sums as a checkpoint keeps them."""
+    return [
+        EpochLedger(epoch=epoch, samples=int(sums[0]), limbs=[int(limb) for limb in sums[1:]])
+        for epoch, sums in sorted(ledger.base.items())
+    ]
 
 
 def positions_of(asked: Indices, arrived: Indices) -> Indices:

@@ -28,10 +28,10 @@ def heads(outputs: torch.Tensor, channels: int) -> torch.Tensor:
     return torch.cat((theta.flatten(1), raw.scale.sigmoid()[:, None]), dim=1)
 
 
-def direct_loss(
+def direct_losses(
     estimate: torch.Tensor, theta: torch.Tensor, channels: int
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """L_direct (9), mean over the batch, and its two terms, which add up to it.
+    """L_direct (9) of each sample [B], and its two terms [B], which add up to it.
 
     `estimate` and `theta` are [B, K(C+6)+1]. For each true component the nearest estimated one
     counts; several true components may share one, and an estimate nobody is near to costs nothing.
@@ -39,19 +39,36 @@ def direct_loss(
     truth, guess = components_of(theta, channels), components_of(estimate, channels)  # [B, K, C+6]
     distance = (truth[:, :, None] - guess[:, None]).square().mean(dim=3)  # [B, K true, K estimated]
     share = 1 / (truth.shape[1] + 1)
-    components = share * distance.amin(dim=2).sum(dim=1).mean()
-    scale = share * (theta[:, -1] - estimate[:, -1]).square().mean()
+    components = share * distance.amin(dim=2).sum(dim=1)
+    scale = share * (theta[:, -1] - estimate[:, -1]).square()
     return components + scale, {"components": components.detach(), "scale": scale.detach()}
 
 
-def indirect_loss(
+def indirect_losses(
     estimate: torch.Tensor, normal: torch.Tensor, anomaly: torch.Tensor, coordinates: torch.Tensor
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """L_indirect (10, 11): mean squared error between I_ano and f_ano(I_norm, theta^).
+    """L_indirect (10, 11) of each sample [B]: mean squared error of f_ano(I_norm, theta^).
 
     `normal` and `anomaly` are [B, C, H, W] in [-1, 1], `estimate` is [B, K(C+6)+1]; the mean runs
-    over batch, channels and pixels, so it does not change with the image size. Beside it stands
-    `unpainted`, what I_norm itself would cost: a network that learnt no more than s = 0 has that.
+    over channels and pixels, so it does not change with the image size. Beside it stands
+    `unpainted` [B], what I_norm itself would cost: a network that learnt no more than s = 0 has
+    that.
     """
-    loss = F.mse_loss(render(normal, estimate, coordinates), anomaly)
-    return loss, {"unpainted": F.mse_loss(normal, anomaly)}
+    losses = squared_errors(render(normal, estimate, coordinates), anomaly)
+    return losses, {"unpainted": squared_errors(normal, anomaly)}
+
+
+def squared_errors(image: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The mean squared error of each image [B] of [B, C, H, W]."""
+    return (image - target).square().flatten(1).mean(dim=1)
+
+
+def cross_entropy_losses(
+    outputs: torch.Tensor, label: torch.Tensor
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The cross-entropy of each sample [B] for logits [B, classes] and labels int64 [B].
+
+    Beside it stands `accuracy` [B], 1 where the largest logit is the label's, else 0.
+    """
+    right = (outputs.detach().argmax(dim=1) == label).to(outputs.dtype)
+    return F.cross_entropy(outputs, label, reduction="none"), {"accuracy": right}

@@ -1,0 +1,179 @@
+"""What a run leaves: held-out loss, checkpoint, ledger, and at the end backbone and summary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+import numpy as np
+import torch
+
+from trainer.checkpoint import save_checkpoint
+from trainer.export import export_backbone
+from trainer.ledger import check_lines, epoch_lines, records_of, write_ledger
+from trainer.metrics import read_metrics, recent_train_loss
+from trainer.node import Node
+from trainer.pictures import draw_curves, title_of
+from trainer.progress import WAITS, Progress, log_metrics, memory_line, refuse
+from trainer.ranks import Word
+from trainer.samples import Batch, read_now
+from trainer.setup import Options, Setup
+from trainer.state import training_state
+from trainer.stops import Stop
+from trainer.task import TERMS, losses_of, on_device
+
+
+def save(this: Setup, at: Progress, node: Node, options: Options, stop: Stop, bar: Any) -> None:
+    """Held-out loss, checkpoint, ledger and curves; nothing when a loss was not finite.
+
+    All processes call it at the same step; the first one writes.
+    """
+    log_metrics(this, at, bar)
+    held = holdout_loss(this, at, stop)
+    ledger = this.ledger
+    pending = torch.from_numpy(ledger.pending(at.cursor))
+    ledger.settle(at.cursor, this.ranks.total(pending).numpy())
+    lines = epoch_lines(ledger, at.cursor)
+    at.quarantined = left_out(this, at, node)
+    check_lines(lines, at.quarantined)
+    at.saved_step, at.saved_seconds = at.step, at.seconds
+    if this.log is None or this.place is None:
+        return
+    if held is not None:
+        loss, *terms = held
+        named = dict(zip(TERMS[this.task.loss], terms, strict=True))
+        this.log.append("holdout", step=at.step, samples=at.cursor, loss=loss, terms=named)
+    averaged = None if this.averaged is None else this.averaged.state_dict()
+    save_checkpoint(
+        this.place.folder,
+        this.run.config,
+        training_state(this.model, this.optimizer, averaged),
+        step=at.step,
+        samples_seen=at.cursor,
+        seconds=at.seconds,
+        metrics_bytes=this.log.sync(),
+        ledger=records_of(ledger),
+        quarantined=at.quarantined,
+        keep=options.keep,
+    )
+    order = this.order
+    out = this.place.folder
+    write_ledger(out, order.key, order.seed, order.train_samples, lines, at.quarantined)
+    draw_curves(out, title_of(this.run))
+    this.place.push()
+
+
+def left_out(this: Setup, at: Progress, node: Node) -> list[str]:
+    """The shards that were quarantined so far on any node, in the order of dataset.json."""
+    names = [shard.name for shard in this.dataset.shards]
+    here = set(node.quarantined()) | set(at.quarantined)
+    found = this.ranks.largest([float(name in here) for name in names])
+    return [name for name, bad in zip(names, found, strict=True) if bad]
+
+
+def held_out(this: Setup) -> list[Batch]:
+    """This process's share of the held-out samples, read once, as many batches as every other."""
+    first, end = this.order.train_samples, this.dataset.samples
+    size, rank, world = this.run.config.batch_size, this.ranks.rank, this.ranks.world
+    found = []
+    for start in range(first, end, size):
+        count = min(size, end - start)
+        rows = range(start + rank * count // world, start + (rank + 1) * count // world)
+        found.append(read_now(this.storage, this.cache, this.dataset, rows))
+    return found
+
+
+@torch.inference_mode()
+def holdout_loss(this: Setup, at: Progress, stop: Stop) -> list[float] | None:
+    """Mean loss and terms over the held-out samples; None when there is none.
+
+    Taken with the running batch norms. Also None when a signal came to any process: a farm that
+    asked to stop does not wait for a number. Raises TrainerError when one is not finite, as after
+    a step that broke the weights.
+    """
+    count = this.dataset.samples - this.order.train_samples
+    if not count:
+        return None
+    if at.held_out is None:
+        at.held_out = held_out(this)
+    model, training = this.shown, this.shown.training
+    sums = torch.zeros(1 + len(TERMS[this.task.loss]), dtype=torch.float64)
+    stopped = False
+    model.eval()
+    for batch in at.held_out:
+        stopped = bool(this.ranks.agree(Word(signal=stop.signal)).signal)
+        if stopped:
+            break
+        if len(batch.index):
+            losses, terms = losses_of(this.task, model, on_device(this.task, batch))
+            sums += torch.stack([part.sum() for part in (losses, *terms.values())]).cpu()
+    model.train(training)
+    if stopped:
+        return None
+    means = (this.ranks.total(sums) / count).tolist()
+    if not np.isfinite(means).all():
+        refuse(at, f"step {at.step}: held-out loss not finite ({means[0]:.4g})")
+    return means
+
+
+def finish(this: Setup, at: Progress) -> None:
+    """Export the backbone and print what the run came to."""
+    held = None
+    place = this.place
+    lines = [] if place is None else read_metrics(place.folder)
+    # A run that a signal stopped, then asked for no more steps, has no held-out loss of its end.
+    known = [line["loss"] for line in lines if (line["kind"], line["step"]) == ("holdout", at.step)]
+    if this.ranks.agree(Word(due=int(place is not None and not known))).due:
+        held = holdout_loss(this, at, Stop())
+    if place is None:
+        return
+    held_loss = known[-1] if known else held[0] if held else None
+    export_backbone(
+        place.folder,
+        this.run,
+        this.shown.state_dict(),
+        steps=at.step,
+        samples_seen=at.cursor,
+        train_samples=this.order.train_samples,
+        processes=this.ranks.world,
+        quarantined=len(at.quarantined),
+        train_loss=recent_train_loss(lines),
+        holdout_loss=held_loss,
+    )
+    place.finish()
+    summarise(this, at, lines)
+
+
+def summarise(this: Setup, at: Progress, lines: list[dict[str, Any]]) -> None:
+    """Print what was trained, how fast, what was waited for, and what the ledger says."""
+    config, size = this.run.config, this.order.train_samples
+    processes = f" x {this.ranks.world}" if this.ranks.world > 1 else ""
+    click.echo(
+        f"Trained {config.arch} with L_{config.loss} at {config.size_px} px, {config.precision}, "
+        f"on {this.task.device.type}{processes}: {at.step} steps of {config.batch_size}, "
+        f"{at.cursor} samples, {at.cursor / size:.2f} epochs of {size} "
+        f"({at.step - at.first_step} steps in this call)."
+    )
+    train = [line for line in lines if line["kind"] == "train"]
+    shares = {
+        name: 100 * sum(line["waits"][name] * line["steps"] for line in train) / at.step
+        for name in WAITS
+    }
+    causes = ", ".join(f"{name.replace('_', '-')} {share:.1f} %" for name, share in shares.items())
+    click.echo(
+        f"{at.seconds / 60:.1f} minutes of training, "
+        f"{at.cursor / max(at.seconds, 1e-9):.1f} images/s; the device waited "
+        f"{sum(shares.values()):.1f} % of the time for data: {causes}."
+    )
+    click.echo(ledger_line(this, at))
+    click.echo(memory_line(this.task.device))
+
+
+def ledger_line(this: Setup, at: Progress) -> str:
+    """Whether every sample was trained on once."""
+    lines = epoch_lines(this.ledger, at.cursor)
+    missing = sum(line.expected_samples - line.samples for line in lines)
+    if not missing and not at.quarantined:
+        return f"Ledger: {at.cursor} samples, each once an epoch; no shard was left out."
+    shards = ", ".join(at.quarantined)
+    return f"Ledger: {missing} of {at.cursor} samples missing; left out as bad: {shards}."

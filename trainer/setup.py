@@ -1,0 +1,319 @@
+"""From the command's options to everything that the loop works with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+
+from trainer.artifacts import write_json
+from trainer.cache import Cache, default_bytes, default_folder
+from trainer.checkpoint import CheckpointRecord, restore
+from trainer.choices import Arch, Loss, Schedule
+from trainer.dataset import Dataset
+from trainer.errors import TrainerError
+from trainer.ledger import Ledger, ledger_from
+from trainer.metrics import MetricsLog
+from trainer.models import build_model
+from trainer.norms import Norms, norms_of
+from trainer.order import DEFAULT_WINDOW_SHARDS, Order, default_holdout, train_counts
+from trainer.ranks import Ranks
+from trainer.run import (
+    RUN_FILE,
+    Config,
+    Duration,
+    Run,
+    new_run,
+    previous_run,
+    refuse_other_run,
+)
+from trainer.rundir import RunDir
+from trainer.schedule import End, end_of, last_step
+from trainer.shards import read_normals
+from trainer.step import Cut, own_parts
+from trainer.storage import Storage, is_remote
+from trainer.task import Task, make_task, needs_normals, pick_device, pick_precision
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command's options as given; None where the default depends on dataset or machine."""
+
+    data: str
+    out: str
+    loss: Loss
+    arch: Arch
+    duration: Duration
+    size_px: int | None = None
+    batch_size: int = 64
+    micro_batches: int | None = None
+    window_shards: int = DEFAULT_WINDOW_SHARDS
+    lr: float = 1e-3
+    schedule: Schedule = "constant"
+    warmup_steps: int = 0
+    ema: float | None = None
+    seed: int = 0
+    holdout: int | None = None
+    precision: str = "auto"
+    device: str = "auto"
+    compile: str = "auto"
+    workers: int | None = None
+    checkpoint_every: int | None = None
+    keep: int = 2
+    tensorboard: bool = False
+    cache: Path | None = None
+    cache_bytes: int | None = None
+    decoded_bytes: int = 0
+    max_bad_ratio: float = 0.0
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the loop works with."""
+
+    ranks: Ranks
+    place: RunDir | None  # the run folder; the first process's alone
+    run: Run
+    storage: Storage
+    cache: Cache
+    dataset: Dataset
+    order: Order
+    cut: Cut
+    end: End
+    task: Task
+    model: torch.nn.Module
+    averaged: torch.nn.Module | None  # --ema
+    optimizer: torch.optim.Optimizer
+    norms: Norms
+    ledger: Ledger
+    log: MetricsLog | None  # the first process's alone
+    resumed: CheckpointRecord | None
+
+    @property
+    def shown(self) -> torch.nn.Module:
+        """The weights that are evaluated and exported."""
+        return self.model if self.averaged is None else self.averaged
+
+
+def set_up(
+    options: Options,
+    place: RunDir | None,
+    storage: Storage,
+    dataset: Dataset,
+    cache: Cache,
+    ranks: Ranks,
+) -> Setup:
+    """Read and verify everything that the loop needs, and go to the newest checkpoint."""
+    device = pick_device(options.device, ranks)
+    run = described(options, place, dataset, device, ranks)
+    config = run.config
+    order = order_of(dataset, config)
+    torch.manual_seed(config.seed)
+    model = build_model(config.arch, outputs_of(dataset)).to(device)
+    model = model.to(memory_format=torch.channels_last)  # 1.15 times faster
+    averaged = None
+    if config.ema is not None:
+        averaged = build_model(config.arch, outputs_of(dataset)).to(device)
+        averaged = averaged.to(memory_format=torch.channels_last)
+        averaged.load_state_dict(model.state_dict())
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
+    resumed = restored(place, config, model, optimizer, averaged, ranks)
+    normals = None
+    if needs_normals(config.loss, dataset):
+        normals = torch.from_numpy(read_normals(storage, cache, dataset))
+    return Setup(
+        ranks=ranks,
+        place=place,
+        run=run,
+        storage=storage,
+        cache=cache,
+        dataset=dataset,
+        order=order,
+        cut=Cut(
+            config.batch_size,
+            config.micro_batches,
+            own_parts(ranks.rank, ranks.world, config.micro_batches),
+        ),
+        end=end_of(options.duration, order.train_samples),
+        task=make_task(config, dataset, device, normals),
+        model=model,
+        averaged=averaged,
+        optimizer=optimizer,
+        norms=norms_of(model),
+        ledger=ledger_from(resumed, order.train_samples),
+        log=None if place is None else open_log(place, run, resumed),
+        resumed=resumed,
+    )
+
+
+def described(
+    options: Options,
+    place: RunDir | None,
+    dataset: Dataset,
+    device: torch.device,
+    ranks: Ranks,
+) -> Run:
+    """The run, as the first process describes it to all; TrainerError where it is another."""
+    told = None
+    if place is not None:
+        before = previous_run(place.folder)
+        config = config_of(options, dataset, device, ranks.world, before)
+        data = options.data if is_remote(options.data) else str(Path(options.data).absolute())
+        compiled = before.compiled if before else None
+        run = new_run(config, dataset, data, options.duration, compiled)
+        if before is not None:
+            refuse_other_run(place.folder, before, run)
+            warn_of_torch(before, run)
+        told = run.model_dump_json()
+    run = Run.model_validate_json(ranks.share(told))
+    if ranks.world > run.config.micro_batches:
+        raise TrainerError(
+            f"{ranks.world} processes for {run.config.micro_batches} parts of a batch: each needs "
+            "one; start fewer processes, or a new --out with more --micro-batches"
+        )
+    return run
+
+
+def config_of(
+    options: Options, dataset: Dataset, device: torch.device, world: int, before: Run | None
+) -> Config:
+    """The options with every default filled in; TrainerError where they do not fit together.
+
+    Where the machine decides, a resumed run keeps what the first machine decided.
+    """
+    precision = options.precision
+    if precision == "auto":
+        precision = before.config.precision if before else pick_precision(device)
+    holdout = default_holdout(dataset.samples) if options.holdout is None else options.holdout
+    if holdout >= dataset.samples:
+        raise TrainerError(
+            f"--holdout {holdout}: of {dataset.samples} samples none is left to train on"
+        )
+    refuse_loss(options.loss, dataset)
+    parts = options.micro_batches
+    if parts is None:
+        parts = before.config.micro_batches if before else world
+    if parts > options.batch_size:
+        raise TrainerError(
+            f"--micro-batches {parts}: a batch of {options.batch_size} cannot be cut so often; "
+            "give fewer, or a larger --batch-size"
+        )
+    return Config(
+        loss=options.loss,
+        arch=options.arch,
+        size_px=options.size_px or dataset.image.size_px,
+        batch_size=options.batch_size,
+        micro_batches=parts,
+        window_shards=options.window_shards,
+        lr=options.lr,
+        schedule=options.schedule,
+        warmup_steps=options.warmup_steps,
+        total_steps=total_steps(options, dataset.samples - holdout),
+        ema=options.ema,
+        seed=options.seed,
+        holdout=holdout,
+        precision=precision,
+    )
+
+
+def total_steps(options: Options, train_samples: int) -> int | None:
+    """Where a cosine ends; None for a constant rate."""
+    if options.schedule == "constant":
+        return None
+    steps = last_step(end_of(options.duration, train_samples), options.batch_size)
+    if steps is None:
+        raise TrainerError("--schedule cosine: its end must be known; give --epochs or --steps")
+    return steps
+
+
+def refuse_loss(loss: Loss, dataset: Dataset) -> None:
+    """TrainerError for a task that the dataset has no answers for."""
+    labelled = str(dataset.contents) == "labels"
+    if (loss == "cross_entropy") != labelled:
+        holds, task = ("classes", "classify") if labelled else ("parameters", "parameters")
+        raise TrainerError(f"--data: the dataset holds {holds}; train on it with --task {task}")
+
+
+def outputs_of(dataset: Dataset) -> int:
+    """How many outputs the network has: a theta's length, or the classes."""
+    return dataset.theta.length
+
+
+def order_of(dataset: Dataset, config: Config) -> Order:
+    """The order of the samples of a run."""
+    counts = train_counts(np.array([s.samples for s in dataset.shards]), config.holdout)
+    return Order(dataset.order_key, config.seed, counts, config.window_shards)
+
+
+def restored(
+    place: RunDir | None,
+    config: Config,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    averaged: torch.nn.Module | None,
+    ranks: Ranks,
+) -> CheckpointRecord | None:
+    """Go to the newest checkpoint, which the first process reads and gives to the others."""
+    ema = None if averaged is None else averaged.state_dict()
+    said = None
+    if place is not None:
+        record = restore(place.folder, config, model, optimizer, ema)
+        said = record.model_dump_json() if record else ""
+    said = ranks.share(said)
+    if not said:
+        return None
+    record = CheckpointRecord.model_validate_json(said)
+    if not ranks.first:
+        empty_moments(optimizer)
+    moments = [optimizer.state[p] for p in model.parameters()]
+    ranks.copy_first(
+        [
+            *model.state_dict().values(),
+            *(state[key] for state in moments for key in ("step", "exp_avg", "exp_avg_sq")),
+            *(ema or {}).values(),
+        ]
+    )
+    return record
+
+
+def empty_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Adam's state as after its first step, to be overwritten."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter).detach(),
+                "exp_avg_sq": torch.zeros_like(parameter).detach(),
+            }
+
+
+def cache_of(options: Options) -> Cache:
+    """The folder that shards from object storage are kept in."""
+    folder = options.cache or default_folder()
+    return Cache(folder, options.cache_bytes or default_bytes(folder))
+
+
+def open_log(place: RunDir, run: Run, resumed: CheckpointRecord | None) -> MetricsLog:
+    """metrics.jsonl as it was at the checkpoint, and run.json, now that nothing was refused."""
+    log = MetricsLog(place.folder, resumed.metrics_bytes if resumed else 0)
+    write_run(place, run)
+    return log
+
+
+def write_run(place: RunDir, run: Run) -> None:
+    """Write run.json where the run lives."""
+    write_json(place.folder / RUN_FILE, run)
+    place.begin()
+
+
+def warn_of_torch(before: Run, run: Run) -> None:
+    """A line where bits may differ from an uninterrupted run's."""
+    if before.versions.get("torch") != run.versions["torch"]:
+        click.echo(
+            f"Warning: torch was {before.versions.get('torch')}, is {run.versions['torch']}: the "
+            "run goes on, but not bit for bit as an uninterrupted one.",
+            err=True,
+        )
