@@ -29,7 +29,6 @@ from trainer.samples import Batch, Rows, Samples, never
 from trainer.stops import SIGNALS, Stopped
 
 PREFETCH_BATCHES = 4  # per worker; a batch of 64 at 224 px is 9.6 MB
-SPARE_BATCHES = 2  # that the trainer holds on to while it asks for the next
 POLL_SECONDS = 0.1  # how long a signal, or the death of the parent, may go unnoticed
 
 
@@ -57,19 +56,24 @@ class Stream:
 
 @contextmanager
 def batches_from(
-    samples: Samples, parts: Iterator[list[int]], workers: int | None, on_cuda: bool
+    samples: Samples,
+    parts: Iterator[list[int]],
+    workers: int | None,
+    on_cuda: bool,
+    held: int = 2,
 ) -> Iterator[Stream]:
     """The batches of the given lists of indices, made by worker processes; by none for 0.
 
     None stands for as many as there are cores beside the trainer's, at most 8, and 1 on a CPU,
-    where the network itself uses the cores.
+    where the network itself uses the cores. `held` is how many batches the caller keeps hold of:
+    the memory is that of so many, and of PREFETCH_BATCHES a worker; more are right but slower.
     """
     if workers is None:
         workers = min(8 if on_cuda else 1, len(os.sched_getaffinity(0)) - 1)
     stream = Stream(samples, parts, on_cuda)
     try:
         if workers:
-            _start(stream, workers)
+            _start(stream, workers, held)
         yield stream
     finally:
         for worker in stream.workers:
@@ -104,7 +108,7 @@ def next_batch(stream: Stream, stop: Callable[[], bool]) -> Batch:
     return _leased(stream, slot, answer)
 
 
-def _start(stream: Stream, workers: int) -> None:
+def _start(stream: Stream, workers: int, held: int) -> None:
     first = next(stream.parts, None)
     if first is None:
         stream.ended = True
@@ -112,7 +116,7 @@ def _start(stream: Stream, workers: int) -> None:
     else:
         stream.parts = _chain(first, stream.parts)
     rows = len(first) + 1  # parts of one step differ by one at most; larger ones travel by pipe
-    slots = PREFETCH_BATCHES * workers + SPARE_BATCHES
+    slots = PREFETCH_BATCHES * workers + held
     each = -(-(rows * stream.samples.row_bytes + 256) // mmap.PAGESIZE) * mmap.PAGESIZE
     memory = memoryview(mmap.mmap(-1, slots * each))
     stream.memory = [
