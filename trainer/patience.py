@@ -12,7 +12,6 @@ from trainer.errors import TrainerError
 
 QUIET_SECONDS = 10.0  # a longer wait is announced
 LONGEST_PAUSE_SECONDS = 20.0
-HEADWAY_BYTES = 2**16  # a try that brings as much is no vain one: the clock starts anew
 
 # Answers of 4xx that another try may change.
 _TRANSIENT = {"RequestTimeout", "SlowDown", "BadDigest", "IncompleteBody", "OperationAborted"}
@@ -33,11 +32,11 @@ class Patience:
         self._told = False
         self._allowed = retry_seconds()
 
-    def pause(self, error: BaseException, came_bytes: int = 0) -> float | None:
+    def pause(self, error: BaseException, headway: bool = False) -> float | None:
         """How many seconds to wait before the next try; None when the time is over.
 
-        Full jitter: a thousand processes must not come back at the same moment. Raises TrainerError
-        for what cannot mend itself.
+        Full jitter: a thousand processes must not come back at the same moment. After a try that
+        made `headway` the clock starts anew. Raises TrainerError for what cannot mend itself.
         """
         line = line_of(error)
         if isinstance(error, OSError) and error.errno in _NO_ROOM:
@@ -45,7 +44,7 @@ class Patience:
         if is_final(error):
             raise TrainerError(f"{self.what} ({line}); check the credentials and the URL") from None
         now = time.monotonic()
-        if came_bytes >= HEADWAY_BYTES:
+        if headway:
             self.attempts, self._first = 0, 0.0
         self.attempts += 1
         self._first = self._first or now

@@ -20,6 +20,7 @@ PIECE_BYTES = 2**18  # what is written at once
 ANSWER_SECONDS = 20.0  # a server that says nothing for longer is asked again
 # Within any so many seconds a connection brings as many bytes, or is given up for a new one.
 DRIP_SECONDS, DRIP_BYTES = 10.0, 2**19
+HEADWAY_BYTES, HEADWAY_SHARE = 2**16, 0.25  # one of both, and a try was not in vain
 
 
 class Answer(NamedTuple):
@@ -75,7 +76,7 @@ async def fetch_whole(file: Piecewise) -> None:
                 return
             raise ConnectionError(f"{at} of {file.size} bytes came")
         except Exception as error:
-            await _wait(patience, error, 0)  # nothing of it is kept
+            await _wait(patience, error, False)  # nothing of it is kept
 
 
 async def _fetch_part(file: Piecewise, start: int, stop: int) -> None:
@@ -89,14 +90,15 @@ async def _fetch_part(file: Piecewise, start: int, stop: int) -> None:
         except NoRanges:
             raise
         except Exception as error:
-            await _wait(patience, error, came[0] - at)
+            much = min(HEADWAY_BYTES, HEADWAY_SHARE * (stop - at))
+            await _wait(patience, error, came[0] - at >= much)
         at = came[0]
 
 
-async def _wait(patience: Patience, error: Exception, came_bytes: int) -> None:
+async def _wait(patience: Patience, error: Exception, headway: bool) -> None:
     if isinstance(error, FileNotFoundError):
         raise error
-    seconds = patience.pause(error, came_bytes)
+    seconds = patience.pause(error, headway)
     if seconds is None:
         raise Unfetched(patience.over(error)) from None
     await asyncio.sleep(seconds)
