@@ -10,29 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.runs_by_hand import run_by_hand
 from trainer.export import Backbone, export_backbone
 from trainer.models import ARCHITECTURES, build_model
-from trainer.run import Config, DatasetRef, Duration, Run
 
 
 def export(out: Path, arch: str) -> torch.nn.Module:
     """Export a network with random weights; returns it."""
-    run = Run(
-        format="semiformula-run", format_version=2, trainer_version="0.1.0",
-        config=Config(
-            loss="direct", arch=arch, size_px=32, batch_size=4, micro_batches=2, window_shards=16,
-            lr=0.001, schedule="constant", warmup_steps=0, total_steps=None, ema=None, seed=0,
-            holdout=1, precision="fp32",
-        ),
-        dataset=DatasetRef(
-            name="by-hand", contents="images", content_sha256="1" * 64, recipe_sha256="2" * 64,
-            samples=9, size_px=32, channels=3, components=2, classes=None,
-        ),
-        data="data",
-        duration=Duration(steps=6),
-        compiled=None,
-        versions={},
-    )  # fmt: skip
+    run = run_by_hand(arch=arch)
     torch.manual_seed(0)
     model = build_model(arch, outputs=19).eval()
     export_backbone(
