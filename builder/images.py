@@ -12,6 +12,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from builder.artifacts import sha256_of
+from builder.recipe import Codec
 
 MAX_FILE_BYTES = 2**30
 # What Pillow raises for bytes that are no picture, or too large a one.
@@ -19,11 +20,18 @@ UNDECODABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBo
 
 
 class Prepared(NamedTuple):
-    """A photograph made ready: its file's hash and the lossless WebP of its pixels, or a fault."""
+    """A photograph made ready: its file's hash and its pixels encoded, or a fault.
+
+    `encoded` is empty where the photograph was only examined.
+    """
 
     sha256: str
-    webp: bytes
+    encoded: bytes
     fault: str
+
+
+class Unusable(Exception):
+    """Why a photograph cannot be used, in words for a report."""
 
 
 def prepare_normal(path: Path, size_px: int, channels: int) -> Prepared:
@@ -33,34 +41,47 @@ def prepare_normal(path: Path, size_px: int, channels: int) -> Prepared:
     1 GiB, more than 89 million pixels, several frames, transparency, 32-bit pixels.
     """
     try:
+        return prepare_bytes(read_photograph(path), size_px, channels)
+    except Unusable as fault:
+        return Prepared("", b"", str(fault))
+
+
+def read_photograph(path: Path) -> bytes:
+    """A photograph's file; raises Unusable."""
+    try:
         if path.stat().st_size > MAX_FILE_BYTES:
-            return rejected("larger than 1 GiB")
-        return prepare_bytes(path.read_bytes(), size_px, channels)
+            raise Unusable("larger than 1 GiB")
+        return path.read_bytes()
     except OSError as error:
-        return rejected(f"unreadable ({error})".replace("\n", " "))
+        raise Unusable(f"unreadable ({error})".replace("\n", " ")) from None
 
 
-def prepare_bytes(data: bytes, size_px: int, channels: int) -> Prepared:
-    """The same for the bytes of a photograph's file."""
+def prepare_bytes(data: bytes, size_px: int, channels: int, codec: Codec = "webp") -> Prepared:
+    """The same as `prepare_normal` for the bytes of a photograph's file; raises Unusable."""
+    image = _upright(data, channels)
+    image = image.resize((size_px, size_px), Image.Resampling.LANCZOS)
+    return Prepared(sha256_of(data), encode(image, codec), "")
+
+
+def examine_bytes(data: bytes, channels: int) -> Prepared:
+    """Hash and decode alone: what `prepare_bytes` would reject raises Unusable here too."""
+    _upright(data, channels)
+    return Prepared(sha256_of(data), b"", "")
+
+
+def _upright(data: bytes, channels: int) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data)) as opened:
                 _refuse_ambiguous(opened)
-                image = _to_8_bit(ImageOps.exif_transpose(opened), "L" if channels == 1 else "RGB")
+                return _to_8_bit(ImageOps.exif_transpose(opened), "L" if channels == 1 else "RGB")
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        return rejected("more than 89 million pixels")
+        raise Unusable("more than 89 million pixels") from None
     except UnidentifiedImageError:
-        return rejected("not an image")
+        raise Unusable("not an image") from None
     except (OSError, ValueError, SyntaxError, EOFError) as error:
-        return rejected(f"unreadable ({error})".replace("\n", " "))
-    image = image.resize((size_px, size_px), Image.Resampling.LANCZOS)
-    return Prepared(sha256_of(data), encode(image, "webp"), "")
-
-
-def rejected(fault: str) -> Prepared:
-    """A photograph that cannot be used, and why."""
-    return Prepared("", b"", fault)
+        raise Unusable(f"unreadable ({error})".replace("\n", " ")) from None
 
 
 def _refuse_ambiguous(image: Image.Image) -> None:

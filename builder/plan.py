@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -18,14 +17,16 @@ import numpy.typing as npt
 from pydantic import Field
 
 from builder import __version__
-from builder.artifacts import TEMPORARY, Model, parse_json, readable_json, sha256_of
+from builder.artifacts import Model, parse_json, readable_json, sha256_of
 from builder.dataset import read_normals
 from builder.environment import Golden, golden_indices, make_goldens, this_environment
 from builder.errors import BuilderError
 from builder.index import Contents, Environment, Normals, ShardRecord, SourceReport
+from builder.place import alone, refuse_foreign
 from builder.prior import draw
 from builder.progress import Progress
 from builder.recipe import Recipe, Sha256
+from builder.rejects import count_kept, refuse_faults
 from builder.shards import (
     KIND,
     Sample,
@@ -34,13 +35,12 @@ from builder.shards import (
     shard_name,
     write_shard,
 )
-from builder.sources import Source, count_kept, prepare
-from builder.storage import Folder, Storage, is_temporary
+from builder.sources import Source, prepare
+from builder.storage import Storage
 from builder.workers import results, worker_pool
 
 PLAN = "plan.json"
 NORMALS_PER_SHARD = 5000
-MAX_FAULTS_SHOWN = 5
 
 
 class Plan(Model):
@@ -104,34 +104,6 @@ def read_plan(storage: Storage) -> Plan:
     return plan
 
 
-@contextmanager
-def _alone(storage: Storage) -> Iterator[None]:
-    """Hold a folder against other planners; a killed one lets go. Object stores have no lock."""
-    if not isinstance(storage, Folder):
-        yield
-        return
-    path = storage.path / f".{PLAN}{TEMPORARY}lock"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.open("ab")
-    except OSError as error:
-        raise BuilderError(f"{storage.url}: cannot be written ({error.strerror})") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BuilderError(
-                f"{storage.url}: another plan is being made here; wait for it, then run the same "
-                "command again"
-            ) from None
-        except OSError:
-            pass  # a file system without locks: as in an object store, we look again at the end
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-
-
 def make_plan(
     storage: Storage,
     recipe: Recipe,
@@ -148,7 +120,7 @@ def make_plan(
     another dataset or something else.
     """
     standing_plan(storage, recipe, contents)  # refuse what is not ours before writing to it
-    with _alone(storage), _spool() as spool, worker_pool(jobs) as pool:
+    with alone(storage), _spool() as spool, worker_pool(jobs) as pool:
         standing = standing_plan(storage, recipe, contents)
         prepared, report = _prepare(pool, recipe, source, allow_incomplete, spool)
         lines = [
@@ -227,14 +199,7 @@ def standing_plan(storage: Storage, recipe: Recipe, contents: Contents) -> Plan 
             )
         return found
     # Killed before its plan stood, a run leaves normals and temporary files, nothing else.
-    foreign = [entry.name for entry in storage.entries("") if not is_temporary(entry.name)]
-    if isinstance(storage, Folder) and storage.path.is_dir():
-        foreign += [p.name for p in storage.path.iterdir() if p.is_dir() and p.name != "normals"]
-    if foreign:
-        raise BuilderError(
-            f"{storage.url}: not empty and not a dataset folder (it holds {foreign[0]}); "
-            "choose another --out"
-        )
+    refuse_foreign(storage, {"normals"})
     return None
 
 
@@ -290,16 +255,10 @@ def _prepare(
             if one.fault:
                 rejected[i] = one.fault
             else:
-                kept[i] = _Normal(i, one.sha256, spool.tell(), spool.write(one.webp))
+                kept[i] = _Normal(i, one.sha256, spool.tell(), spool.write(one.encoded))
             progress.done(1)
     report = count_kept(source.report, [(photographs[i], rejected[i]) for i in sorted(rejected)])
-    if report.faults and not allow_incomplete:
-        shown = "; ".join(report.faults[:MAX_FAULTS_SHOWN])
-        more = len(report.faults) - MAX_FAULTS_SHOWN
-        raise BuilderError(
-            f"source {report.name}: {shown}{f'; and {more} more' if more > 0 else ''}; "
-            "mend it, or go on without with --allow-incomplete"
-        )
+    refuse_faults(report, allow_incomplete)
     if not kept:
         raise BuilderError(f"source {report.name}: no photograph could be read")
     return [kept[i] for i in sorted(kept)], report

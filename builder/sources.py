@@ -15,8 +15,16 @@ from pydantic import AfterValidator, Field, model_validator
 
 from builder.artifacts import Model, read_toml
 from builder.errors import BuilderError
-from builder.images import MAX_FILE_BYTES, Prepared, prepare_bytes, prepare_normal, rejected
+from builder.images import (
+    MAX_FILE_BYTES,
+    Prepared,
+    Unusable,
+    examine_bytes,
+    prepare_bytes,
+    read_photograph,
+)
 from builder.index import CategoryCount, SourceReport
+from builder.recipe import Codec
 from builder.storage import TooLarge, is_remote, open_storage
 
 IMAGE_SUFFIXES = {".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff", ".webp"}
@@ -33,21 +41,33 @@ def _inside(folder: str) -> str:
 Folder = Annotated[str, AfterValidator(_inside)]
 
 
-class NormalImages(Model):
-    """Where a dataset keeps the normal images of one category, and how many there should be.
+class CategoryImages(Model):
+    """Where a dataset keeps the images of one category, and how many there should be.
 
     `skip_labelled` leaves out an image beside which that file lies (`{stem}` stands for the
-    image's name without suffix): DAGM mixes normal and defective images in one folder.
+    image's name without suffix), `only_labelled` any other image: DAGM mixes normal and defective
+    images in one folder.
     """
 
     category: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     folders: list[Folder] = Field(min_length=1)
     expected: int | None = Field(default=None, ge=1)
     skip_labelled: str | None = None
+    only_labelled: str | None = None
+
+    @model_validator(mode="after")
+    def _labelled_or_not(self) -> Self:
+        if self.skip_labelled is not None and self.only_labelled is not None:
+            raise ValueError("give one of skip_labelled and only_labelled")
+        return self
 
 
 class Manifest(Model):
-    """A public dataset: what it is, who may use it, where to get it, where its normals lie."""
+    """A public dataset: what it is, who may use it, where to get it, where its images lie.
+
+    `normals` are the categories of normal images that `builder build` paints on; `classes` those
+    that `builder classes` labels, in the order of their labels. Either may be absent.
+    """
 
     format: Literal["semiformula-manifest"]
     format_version: Literal[1]
@@ -57,13 +77,17 @@ class Manifest(Model):
     citation: str
     homepage: str
     get: str
-    normals: list[NormalImages] = Field(min_length=1)
+    normals: list[CategoryImages] = Field(default_factory=list)
+    classes: list[CategoryImages] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _each_category_once(self) -> Self:
-        names = [entry.category for entry in self.normals]
-        if len(set(names)) != len(names):
-            raise ValueError("a category stands twice; list its folders in one [[normals]]")
+        for table, entries in (("normals", self.normals), ("classes", self.classes)):
+            names = [entry.category for entry in entries]
+            if len(set(names)) != len(names):
+                raise ValueError(f"a category stands twice; list its folders in one [[{table}]]")
+        if not self.normals and not self.classes:
+            raise ValueError("neither [[normals]] nor [[classes]]: which images are meant?")
         return self
 
 
@@ -106,19 +130,12 @@ def find_source(normals: str, root: str | Path | None, licence: str | None) -> S
     Faults (missing or surplus files against the manifest) stand in the report; whether they stop
     the build is the caller's decision. Raises BuilderError when there is nothing to build from.
     """
-    path = Path(normals)
-    shipped = normals in shipped_manifests()
-    if shipped or (path.is_file() and path.suffix == ".toml"):
-        if shipped:
-            path = Path(str(resources.files("data_manifests").joinpath(f"{normals}.toml")))
-        if licence is not None:
-            raise BuilderError(f"--licence: manifest {normals} states the licence; leave it out")
-        return _from_manifest(read_toml(Manifest, path), None if root is None else str(root))
+    manifest = find_manifest(normals, licence)
+    if manifest is not None:
+        return from_manifest(manifest, "normals", None if root is None else str(root))
     if root is not None:
         raise BuilderError(f"--root {root}: only for a manifest; --normals {normals} is none")
-    if is_remote(normals):
-        return _from_folder(normals, licence)
-    if not normals or not path.is_dir():
+    if not is_remote(normals) and (not normals or not Path(normals).is_dir()):
         raise BuilderError(
             f"--normals {normals}: neither a folder nor a manifest "
             f"({', '.join(shipped_manifests())} or a .toml file)"
@@ -126,27 +143,33 @@ def find_source(normals: str, root: str | Path | None, licence: str | None) -> S
     return _from_folder(normals, licence)
 
 
+def find_manifest(name_or_path: str, licence: str | None) -> Manifest | None:
+    """A shipped manifest by name, or the one in a TOML file; None for anything else."""
+    path = Path(name_or_path)
+    shipped = name_or_path in shipped_manifests()
+    if not shipped and not (path.is_file() and path.suffix == ".toml"):
+        return None
+    if shipped:
+        path = Path(str(resources.files("data_manifests").joinpath(f"{name_or_path}.toml")))
+    if licence is not None:
+        raise BuilderError(f"--licence: manifest {name_or_path} states the licence; leave it out")
+    return read_toml(Manifest, path)
+
+
 def _from_folder(folder: str, licence: str | None) -> Source:
-    files = sorted(_files_below(folder))
+    files = sorted(files_below(folder))
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     if not images:
         raise BuilderError(
             f"--normals {folder}: no images found ({', '.join(sorted(IMAGE_SUFFIXES))}) "
             f"among {len(files)} files; give a folder of normal photographs"
         )
-    for path in images:
-        test = TEST_FOLDERS.intersection(path.parts[:-1])
-        if test:
-            raise BuilderError(
-                f"--normals {folder}: holds {path}, which looks like an "
-                f"inspection set's {test.pop()!r} part; pre-training must not see it: name the "
-                "folder of normal photographs, or use a manifest"
-            )
-    own_name = _last_name(folder)
+    refuse_inspection_set(f"--normals {folder}", images)
+    own_name = last_name(folder)
     photographs = [
         Photograph(folder, path.as_posix(), _category(path, own_name)) for path in images
     ]
-    _refuse_unwritable_names(photographs)
+    refuse_unwritable_names(photographs)
     found = Counter(photograph.category for photograph in photographs)
     categories = [CategoryCount(category=c, found=n, kept=n) for c, n in sorted(found.items())]
     report = SourceReport(
@@ -158,7 +181,19 @@ def _from_folder(folder: str, licence: str | None) -> Source:
     return Source(photographs, report)
 
 
-def _refuse_unwritable_names(photographs: list[Photograph]) -> None:
+def refuse_inspection_set(given: str, images: Iterable[PurePosixPath]) -> None:
+    """Raise BuilderError where a folder taken whole holds what a network is to be judged on."""
+    for path in images:
+        test = TEST_FOLDERS.intersection(path.parts[:-1])
+        if test:
+            raise BuilderError(
+                f"{given}: holds {path}, which looks like an inspection set's {test.pop()!r} "
+                "part; pre-training must not see it: name the folder of the photographs meant, or "
+                "use a manifest"
+            )
+
+
+def refuse_unwritable_names(photographs: list[Photograph]) -> None:
     for photograph in photographs:
         try:
             photograph.name.encode()
@@ -167,11 +202,12 @@ def _refuse_unwritable_names(photographs: list[Photograph]) -> None:
             raise BuilderError(f"{name!r}: a file name that is not UTF-8; rename it") from None
 
 
-def _last_name(root: str) -> str:
+def last_name(root: str) -> str:
+    """The last part of a folder's path or URL."""
     return root.rstrip("/").rsplit("/", 1)[-1] if is_remote(root) else Path(root).resolve().name
 
 
-def _files_below(root: str) -> Iterator[PurePosixPath]:
+def files_below(root: str) -> Iterator[PurePosixPath]:
     """Every file's path below the root, on this machine also behind links to folders.
 
     Raises BuilderError for a link that leads in a circle.
@@ -204,7 +240,13 @@ def _category(path: PurePosixPath, own_name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]", "_", name) or "normal"
 
 
-def _from_manifest(manifest: Manifest, root: str | None) -> Source:
+def from_manifest(
+    manifest: Manifest, table: Literal["normals", "classes"], root: str | None
+) -> Source:
+    """What lies below `root` of one of a manifest's two tables, and its faults in the report."""
+    entries: list[CategoryImages] = getattr(manifest, table)
+    if not entries:
+        raise BuilderError(f"manifest {manifest.name}: has no [[{table}]]")
     if root is None:
         raise BuilderError(
             f"manifest {manifest.name}: say where its data lie with --root DIR ({manifest.get}); "
@@ -215,7 +257,7 @@ def _from_manifest(manifest: Manifest, root: str | None) -> Source:
     photographs: list[Photograph] = []
     categories: list[CategoryCount] = []
     faults: list[str] = []
-    for entry in manifest.normals:
+    for entry in entries:
         found, missing = _find_images(entry, root)
         faults += missing
         if entry.expected is not None and len(found) != entry.expected:
@@ -223,32 +265,28 @@ def _from_manifest(manifest: Manifest, root: str | None) -> Source:
             surplus = _surplus(found, entry.expected)
             faults += [f"surplus: {path}" for path in surplus]
         photographs += [Photograph(root, str(path), entry.category) for path in found]
-        categories.append(
-            CategoryCount(
-                category=entry.category,
-                found=len(found),
-                kept=len(found),
-                expected=entry.expected,
-            )
+        count = CategoryCount(
+            category=entry.category, found=len(found), kept=len(found), expected=entry.expected
         )
-    _refuse_unwritable_names(photographs)
+        categories.append(count)
+    refuse_unwritable_names(photographs)
     if not photographs:
         raise BuilderError(
             f"--root {root}: no image of {manifest.name} found; expected "
-            f"{manifest.normals[0].folders[0]}/* below it ({manifest.get})"
+            f"{entries[0].folders[0]}/* below it ({manifest.get})"
         )
     report = SourceReport(
         name=manifest.name,
         licence=manifest.licence,
         citation=manifest.citation,
         homepage=manifest.homepage,
-        faults=faults,
+        faults=list(dict.fromkeys(faults)),  # two classes may share a folder
         categories=categories,
     )
     return Source(photographs, report)
 
 
-def _find_images(entry: NormalImages, root: str) -> tuple[list[PurePosixPath], list[str]]:
+def _find_images(entry: CategoryImages, root: str) -> tuple[list[PurePosixPath], list[str]]:
     """The images of one category in order, and a line for each missing folder or number."""
     found: list[PurePosixPath] = []
     faults: list[str] = []
@@ -259,25 +297,28 @@ def _find_images(entry: NormalImages, root: str) -> tuple[list[PurePosixPath], l
             continue
         images = sorted(p for p in files if p.suffix.lower() in IMAGE_SUFFIXES)
         faults += [f"missing: {name}/{gap}" for gap in _gaps(images)]
-        if entry.skip_labelled is not None:
-            images = _without_label(root, name, images, entry.skip_labelled)
+        label = entry.skip_labelled or entry.only_labelled
+        if label is not None:
+            labelled = _labelled(root, name, images, label)
+            wanted = entry.only_labelled is not None
+            images = [path for path in images if (path in labelled) == wanted]
         found += images
     return found, faults
 
 
-def _without_label(
+def _labelled(
     root: str, folder: str, images: list[PurePosixPath], label: str
-) -> list[PurePosixPath]:
-    """The images beside which no label lies; a folder of labels is listed once."""
+) -> set[PurePosixPath]:
+    """The images beside which a label lies; a folder of labels is listed once."""
     listed: dict[PurePosixPath, set[PurePosixPath]] = {}
-    kept = []
+    labelled = set()
     for path in images:
         wanted = PurePosixPath(folder) / label.replace("{stem}", path.stem)
         if wanted.parent not in listed:
             listed[wanted.parent] = set(_files_in(root, str(wanted.parent)) or ())
-        if wanted not in listed[wanted.parent]:
-            kept.append(path)
-    return kept
+        if wanted in listed[wanted.parent]:
+            labelled.add(path)
+    return labelled
 
 
 def _surplus(found: list[PurePosixPath], expected: int) -> list[PurePosixPath]:
@@ -303,35 +344,28 @@ def _gaps(images: list[PurePosixPath]) -> list[str]:
     ]
 
 
-def prepare(photograph: Photograph, size_px: int, channels: int) -> Prepared:
+def prepare(photograph: Photograph, size_px: int, channels: int, codec: Codec = "webp") -> Prepared:
     """Read and make ready one photograph, from this machine or an object store."""
-    if not is_remote(photograph.root):
-        return prepare_normal(photograph.path, size_px, channels)
     try:
-        data = open_storage(photograph.root).read(photograph.name, MAX_FILE_BYTES)
+        return prepare_bytes(_bytes_of(photograph), size_px, channels, codec)
+    except Unusable as fault:
+        return Prepared("", b"", str(fault))
+
+
+def examine(photograph: Photograph, channels: int) -> Prepared:
+    """Hash one photograph and see whether it can be made ready."""
+    try:
+        return examine_bytes(_bytes_of(photograph), channels)
+    except Unusable as fault:
+        return Prepared("", b"", str(fault))
+
+
+def _bytes_of(photograph: Photograph) -> bytes:
+    if not is_remote(photograph.root):
+        return read_photograph(photograph.path)
+    try:
+        return open_storage(photograph.root).read(photograph.name, MAX_FILE_BYTES)
     except TooLarge:
-        return rejected("larger than 1 GiB")
+        raise Unusable("larger than 1 GiB") from None
     except FileNotFoundError:
-        return rejected("gone since it was listed")
-    return prepare_bytes(data, size_px, channels)
-
-
-def count_kept(report: SourceReport, rejected: Iterable[tuple[Photograph, str]]) -> SourceReport:
-    """The report after preparation: kept and rejected by reason, so that the counts add up."""
-    reasons = {category.category: Counter[str]() for category in report.categories}
-    faults = list(report.faults)
-    for photograph, fault in rejected:
-        reasons[photograph.category][fault.split(" (")[0]] += 1
-        faults.append(f"{fault}: {photograph.name}")
-    categories = [
-        category.model_copy(
-            update={
-                "kept": category.found - reasons[category.category].total(),
-                "rejected": dict(reasons[category.category]),
-            }
-        )
-        for category in report.categories
-    ]
-    return report.model_copy(
-        update={"categories": categories, "faults": faults, "incomplete": bool(faults)}
-    )
+        raise Unusable("gone since it was listed") from None

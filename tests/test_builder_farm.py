@@ -12,7 +12,8 @@ from builder.build import build
 from builder.dataset import read_index, read_parameters
 from builder.environment import Golden
 from builder.errors import BuilderError
-from builder.plan import Plan, _alone, adopt_normals, make_plan, read_plan
+from builder.place import alone
+from builder.plan import Plan, adopt_normals, make_plan, read_plan
 from builder.sources import find_source
 from builder.status import finish, status_of, survey
 from builder.storage import Folder, open_storage
@@ -153,7 +154,7 @@ def test_work_on_a_plan_that_was_replaced_stops(plan: Path, photographs: Path):
 
 def test_two_planners_in_one_folder_are_refused(plan: Path, photographs: Path, tmp_path: Path):
     out = tmp_path / "new"
-    with _alone(open_storage(str(out))), pytest.raises(BuilderError, match="is being made here"):
+    with alone(open_storage(str(out))), pytest.raises(BuilderError, match="is being made here"):
         planned(photographs, out)
     assert not list(out.iterdir())
     planned(photographs, out)

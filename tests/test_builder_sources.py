@@ -8,7 +8,8 @@ from PIL import Image
 from builder.artifacts import read_toml
 from builder.errors import BuilderError
 from builder.images import decode_pixels, encode_pixels, prepare_normal
-from builder.sources import Manifest, count_kept, find_source, shipped_manifests
+from builder.rejects import count_kept
+from builder.sources import Manifest, find_source, shipped_manifests
 from tests.conftest import write_photographs
 
 MANIFESTS = Path(__file__).parent.parent / "data_manifests"
@@ -155,7 +156,7 @@ def test_prepared_normal_is_upright_square_and_lossless(tmp_path: Path):
     exif[0x0112] = 6  # to be turned a quarter clockwise: left becomes top
     path = tmp_path / "turned.png"
     Image.fromarray(pixels).save(path, exif=exif)
-    fault, webp = prepare_normal(path, 16, 3).fault, prepare_normal(path, 16, 3).webp
+    fault, webp = prepare_normal(path, 16, 3).fault, prepare_normal(path, 16, 3).encoded
     image = decode_pixels(webp, 3)
     assert fault == ""
     assert image.shape == (16, 16, 3)
@@ -166,7 +167,7 @@ def test_prepared_normal_is_upright_square_and_lossless(tmp_path: Path):
 def test_prepared_normal_scales_16_bit_grey(tmp_path: Path):
     path = tmp_path / "deep.png"
     Image.fromarray(np.full((16, 16), 257 * 77, np.uint16)).save(path)
-    assert (decode_pixels(prepare_normal(path, 16, 1).webp, 1) == 77).all()
+    assert (decode_pixels(prepare_normal(path, 16, 1).encoded, 1) == 77).all()
 
 
 @pytest.mark.parametrize(
@@ -210,7 +211,7 @@ def test_photograph_of_several_frames_is_a_fault(tmp_path: Path):
 def test_photograph_of_another_mode_is_converted(tmp_path: Path, mode: str):
     path = tmp_path / "odd.tif"
     Image.new("RGB", (8, 8), (255, 255, 255)).convert(mode).save(path)
-    assert (decode_pixels(prepare_normal(path, 16, 3).webp, 3) == 255).all()
+    assert (decode_pixels(prepare_normal(path, 16, 3).encoded, 3) == 255).all()
 
 
 def test_folder_links_are_followed_and_other_files_counted(photographs: Path, tmp_path: Path):
