@@ -22,30 +22,20 @@ from types import FrameType
 import numpy as np
 import torch
 
-from trainer.choices import Arch
+from trainer.bare import bare_config, bare_step, make_bare
+from trainer.choices import Arch, Loss
 from trainer.dataset import Dataset, read_dataset
 from trainer.decoded import row_bytes
 from trainer.diagnosis import Findings
 from trainer.index import index_shard
 from trainer.loader import PREFETCH_BATCHES, batches_from, next_batch
-from trainer.models import build_model
-from trainer.run import Config
+from trainer.ranks import Ranks
 from trainer.samples import Batch, Rows, Samples, Slot, never
-from trainer.setup import outputs_of
 from trainer.storage import Storage, is_remote, open_storage
-from trainer.task import (
-    Task,
-    losses_of,
-    make_task,
-    needs_normals,
-    on_device,
-    pick_device,
-    pick_precision,
-)
+from trainer.task import pick_device, pick_precision
 
 SHARES = {"network": 0.2, "verify": 0.05, "decode": 0.1, "workers": 0.2, "hand-off": 0.1}
 MOST_SHARDS = 3
-SYNTHETIC_NORMALS = 64
 
 
 @dataclass(frozen=True)
@@ -54,7 +44,7 @@ class Options:
 
     data: str
     arch: Arch
-    loss: str | None = None
+    loss: Loss = "direct"
     size_px: int | None = None
     batch_size: int = 64
     workers: int | None = None
@@ -104,7 +94,7 @@ def doctor(options: Options) -> Findings:
     """Measure every stage; TrainerError in one line for what a run would refuse, too."""
     storage = open_storage(options.data)
     dataset = read_dataset(storage)
-    device = pick_device(options.device)
+    device = pick_device(options.device, Ranks())
     cores = len(os.sched_getaffinity(0))
     workers = options.workers
     if workers is None:  # as loader.py
@@ -208,12 +198,13 @@ def through_workers(
 def measure_device(
     found: Findings, samples: Samples, options: Options, device: torch.device, end: float
 ) -> None:
-    """Forward, backward and step on a batch that stays on the device; then with the loader."""
+    """Forward, backward and step on a batch that is at hand; then with the loader."""
     step, rows = stepper(samples, options, device, end)
     count = samples.dataset.shards[0].samples
     batch = samples.batch([i % count for i in range(rows)])
     left = max(0.5, end - time.monotonic())
     rate = rate_of(lambda: step(batch), 0.5 * left)
+    found.threads = torch.get_num_threads()
     found.add("device", rate, f"{options.arch}, batches of {rows}, {device.type}")
     left = end - time.monotonic()
     if left < 3 * rows / rate:
@@ -228,63 +219,32 @@ def stepper(
 ) -> tuple[Callable[[Batch], int], int]:
     """A training step, and how many rows it may have: the batch's, fewer on a slow device."""
     dataset = samples.dataset
-    labelled = dataset.contents == "labels"
-    config = Config(
-        loss=options.loss or ("cross_entropy" if labelled else "direct"),
+    auto = options.precision == "auto"
+    config = bare_config(
+        dataset,
+        loss="cross_entropy" if dataset.contents == "labels" else options.loss,
         arch=options.arch,
         size_px=options.size_px or dataset.image.size_px,
         batch_size=options.batch_size,
-        micro_batches=1,
-        window_shards=1,
-        lr=1e-5,
-        schedule="constant",
-        warmup_steps=0,
-        total_steps=None,
-        ema=None,
-        seed=0,
-        holdout=0,
-        precision=pick_precision(device) if options.precision == "auto" else options.precision,
+        precision=pick_precision(device) if auto else options.precision,
     )
-    task = make_task(config, dataset, device, synthetic_normals(config, dataset))
-    model = build_model(config.arch, outputs_of(dataset)).to(device)
-    model = model.to(memory_format=torch.channels_last).train()
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=device.type == "cuda")
+    bare = make_bare(config, dataset, device, compiled=False)
 
     def step(batch: Batch) -> int:
-        return train_step(task, model, optimizer, batch)
+        images = bare_step(bare, batch)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return images
 
+    if device.type == "cuda":
+        return step, options.batch_size
     least = samples.batch([0, 0])
     step(least)
     start = time.monotonic()
     step(least)
-    spent = time.monotonic() - start
+    row_seconds = (time.monotonic() - start) / 2
     left = max(0.5, end - time.monotonic())
-    affordable = int(left / 8 / (spent / 2))
-    rows = options.batch_size if device.type == "cuda" else max(2, affordable)
-    return step, min(rows, options.batch_size)
-
-
-def train_step(
-    task: Task, model: torch.nn.Module, optimizer: torch.optim.Optimizer, batch: Batch
-) -> int:
-    """One step on a batch, brought to its end; its samples."""
-    if task.sources is not None or task.normals is not None:
-        batch = batch._replace(normal=batch.normal % SYNTHETIC_NORMALS)
-    losses, _ = losses_of(task, model, on_device(task, batch))
-    optimizer.zero_grad(set_to_none=True)
-    losses.mean().backward()
-    optimizer.step()
-    if task.device.type == "cuda":
-        torch.cuda.synchronize(task.device)
-    return len(batch.index)
-
-
-def synthetic_normals(config: Config, dataset: Dataset) -> torch.Tensor | None:
-    """A small table that stands for the normals, uint8 [64, size_px, size_px, C], if needed."""
-    if not needs_normals(config.loss, dataset):
-        return None
-    size, channels = dataset.image.size_px, dataset.image.channels
-    return torch.randint(256, (SYNTHETIC_NORMALS, size, size, channels), dtype=torch.uint8)
+    return step, min(options.batch_size, max(2, int(left / 8 / row_seconds)))
 
 
 def rate_of(work: Callable[[], int], seconds: float, warm_up: int = 1) -> float:

@@ -80,7 +80,7 @@ class Stage:
 
     folder: Path
     options: Options
-    loss: str
+    task: tuple[str, ...]
     last_step: int
     url: str
     mark: str
@@ -111,7 +111,7 @@ def selftest(options: Options, folder: Path, say: Say) -> str:
         stage = Stage(
             folder=folder,
             options=options,
-            loss="cross_entropy" if dataset.contents == "labels" else "direct",
+            task=("--task", "classify") if dataset.contents == "labels" else ("--loss", "direct"),
             last_step=-(-options.epochs * train_samples(dataset.samples) // BATCH_SIZE),
             url=server.url,
             mark=f"{os.getpid()}-{time.time_ns():x}",
@@ -119,7 +119,7 @@ def selftest(options: Options, folder: Path, say: Say) -> str:
             moments=random.Random(options.seed),
         )
         try:
-            tracks = play(stage, server)
+            calm, same, elastic = play(stage, server)
         finally:
             chaos.kill(chaos.living(stage.mark))
     if threading.active_count() > threads:
@@ -128,9 +128,11 @@ def selftest(options: Options, folder: Path, say: Say) -> str:
     if left:
         raise TrainerError(f"left behind: {', '.join(left[:5])}; all is kept in {folder}")
     said = verdict(
-        *(track.out for track in tracks),
-        train_samples=train_samples(dataset.samples),
-        epochs=options.epochs,
+        calm.out,
+        same.out,
+        elastic.out,
+        train_samples(dataset.samples),
+        options.epochs,
         weights_tolerance=WEIGHTS_TOLERANCE,
         loss_tolerance=LOSS_TOLERANCE,
     )
@@ -270,11 +272,11 @@ def launch(
     if world > 1:
         words += ["torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
         words += ["--log-dir", str(stage.folder / "logs" / "torchrun"), "-m"]
-    words += ["trainer", "pretrain", "--data", data, "--out", str(track.out), "--loss", stage.loss]
+    words += ["trainer", "pretrain", "--data", data, "--out", str(track.out), *stage.task]
     words += ["--arch", "resnet18", "--size", str(SIZE_PX), "--batch-size", str(BATCH_SIZE)]
     words += ["--micro-batches", str(MICRO_BATCHES), "--epochs", str(stage.options.epochs)]
     words += ["--lr", str(LR), "--seed", str(stage.options.seed), "--device", "cpu"]
-    words += ["--precision", "fp32", "--workers", "1", "--window-shards", "2"]
+    words += ["--precision", "fp32", "--workers", "1", "--window", "2"]
     words += ["--checkpoint-every", str(CHECKPOINT_EVERY), "--cache", str(stage.folder / "cache")]
     stage.runs += 1
     log = stage.folder / "logs" / f"{stage.runs:03d}-{track.out.name}-{world}.txt"
