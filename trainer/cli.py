@@ -26,7 +26,7 @@ def main() -> None:
 
 @main.command(context_settings={"show_default": True})
 @click.option("--data", required=True,
-              help="Dataset of `builder build`: folder or URL (s3://, gs://, http://).")  # fmt: skip
+              help="Dataset of `builder build`: folder, or URL (s3, gs, http).")  # fmt: skip
 @click.option("--out", required=True,
               help="Run folder, or a URL to keep it at; the same one resumes.")  # fmt: skip
 @click.option("--task", type=click.Choice(["parameters", "classify"]), default="parameters",

@@ -228,7 +228,7 @@ def lost_peer(error: RuntimeError | None = None) -> TrainerError:
     )
 
 
-def summed_gradients(state: object, bucket: Any) -> Any:
+def summed_gradients(state, bucket):  # type: ignore[no-untyped-def]  # torch refuses ours
     """DDP's hook: gradients are summed, for the weights of the rows already make it a mean."""
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     assert work is not None

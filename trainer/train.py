@@ -11,6 +11,7 @@ from __future__ import annotations
 import signal
 import time
 from contextlib import closing, nullcontext
+from inspect import signature
 from typing import Any
 
 import click
@@ -190,11 +191,13 @@ def network(this: Setup, at: Progress, options: Options, feed: Feed, stop: Stop)
     if this.ranks.world == 1:
         return net
     on = this.task.device
+    known = signature(DistributedDataParallel).parameters  # newer torch has another name
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     parallel = DistributedDataParallel(
         net,
         device_ids=[on] if on.type == "cuda" else None,
-        broadcast_buffers=False,  # norms.py brings them on
         gradient_as_bucket_view=True,
+        **{buffers: False},  # type: ignore[arg-type]  # norms.py brings them on
     )
     parallel.register_comm_hook(None, summed_gradients)
     return parallel
