@@ -173,8 +173,8 @@ def test_fault_that_stays_is_one_line_at_the_deadline(
     assert time.monotonic() - start < 4
 
 
-def test_server_that_cuts_every_answer_is_read_piece_by_piece(folder: Path, tmp_path: Path) -> None:
-    with faulty(folder, "cut...") as server:
+def test_server_that_cuts_many_answers_is_read_piece_by_piece(folder: Path, tmp_path: Path) -> None:
+    with faulty(folder, *["cut"] * 15) as server:
         assert fetched(open_storage(server.url), tmp_path) == DATA
 
 

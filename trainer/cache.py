@@ -88,6 +88,8 @@ class Cache:
         self.max_bytes = max_bytes
         self.counters = Counters()
         self._parts: set[Path] = set()
+        self._creating = threading.Lock()
+        self._abandoned = False
 
     def path(self, record: ShardRecord) -> Path:
         """Where a shard lies when it is here."""
@@ -107,7 +109,7 @@ class Cache:
         no room can be made.
         """
         patience = Patience(f"{storage.where(record.name)}: could not be fetched whole")
-        try:
+        with _cache_faults(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             while True:
                 if (file := self._open_whole(record)) is not None:
@@ -116,17 +118,21 @@ class Cache:
                     return self._fill(storage, record, part, patience)
                 # Another process fetches the same one.
                 time.sleep(POLL_SECONDS)
-        except OSError as error:
-            raise TrainerError(
-                f"{self.folder}: the cache cannot be used ({error.strerror}); mend it or give "
-                "another --cache"
-            ) from None
+
+    def sweep(self) -> None:
+        """Remove what killed processes left half-way."""
+        if self.folder.is_dir():
+            with _cache_faults(self.folder), self._locked():
+                for _ in self._living():
+                    pass
 
     def abandon(self) -> None:
         """Remove what is on its way here from this process; for its last moment."""
-        for part in list(self._parts):
-            with suppress(OSError):
-                part.unlink()
+        with self._creating:
+            self._abandoned = True
+            for part in self._parts:
+                with suppress(OSError):
+                    part.unlink()
 
     def _open_whole(self, record: ShardRecord) -> BinaryIO | None:
         """The shard, if it is here and good; a damaged one is removed."""
@@ -159,6 +165,11 @@ class Cache:
         self, record: ShardRecord, next_uses: Callable[[], Sequence[str]]
     ) -> tuple[BinaryIO, Path] | None:
         """An empty file of the shard's full size; None when the shard is here or on its way."""
+        if record.bytes > self.max_bytes:
+            raise TrainerError(
+                f"{self.folder}: no room for a shard of {record.bytes} bytes; --cache-bytes is "
+                f"{self.max_bytes}"
+            )
         patience = Patience(f"{self.folder}: no room for {record.bytes} bytes")
         while True:
             with self._locked():
@@ -185,8 +196,11 @@ class Cache:
 
     def _allocate(self, record: ShardRecord) -> tuple[BinaryIO, Path]:
         path = self.folder / f"{record.sha256}.{os.getpid()}-{time.time_ns()}.part"
-        self._parts.add(path)
-        file = open(path, "x+b")  # noqa: SIM115, PTH123  (it outlives this function)
+        with self._creating:
+            if self._abandoned:
+                raise TrainerError(f"{self.folder}: abandoned")
+            self._parts.add(path)
+            file = path.open("x+b")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.posix_fallocate(file.fileno(), 0, record.bytes)
@@ -276,6 +290,17 @@ class Cache:
                 self.counters.add(evictions=1)
                 return True
         return False
+
+
+@contextmanager
+def _cache_faults(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise TrainerError(
+            f"{folder}: the cache cannot be used ({error.strerror or error}); mend it or give "
+            "another --cache"
+        ) from None
 
 
 def hash_of(file: BinaryIO, counters: Counters) -> str:

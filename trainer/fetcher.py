@@ -85,6 +85,7 @@ def main(descriptor: int, parent: int) -> None:
     threading.Thread(target=_watch, args=(table, cache, parent), daemon=True).start()
     try:
         _allow_open_files()
+        cache.sweep()
         dataset: Dataset = plan["dataset"]
         state = State(
             table,
