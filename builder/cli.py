@@ -1,4 +1,4 @@
-"""Command line of the builder: demo-data; plan, work, status, finish; build; verify; show; ..."""
+"""Command line of the builder: demo-data; plan, work, status, finish; build; classes; ..."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from builder import __version__
+from builder.classes.cli import classes
 from builder.launch.cli import launch
 from builder.publish.cli import publish_files
 from builder.verify_cli import render_from, verify
 
 if TYPE_CHECKING:  # imported by the commands that need them: --help answers at once
-    from builder.index import Contents, SourceReport
+    from builder.index import Contents
     from builder.recipe import Recipe
     from builder.sources import Source
     from builder.work import Engine
@@ -145,6 +146,7 @@ def plan(cores: int | None, jobs: int | None, **source: Any) -> None:
     """
     from builder.estimate import estimate, refuse_small_disk
     from builder.plan import make_plan
+    from builder.rejects import source_lines
     from builder.status import survey
     from builder.storage import open_storage
     from builder.workers import usable_cores
@@ -161,7 +163,7 @@ def plan(cores: int | None, jobs: int | None, **source: Any) -> None:
             allow_incomplete=source["allow_incomplete"],
         )
         estimated = estimate(storage, made)
-    click.echo(_normals_lines(made.normals.source))
+    click.echo(source_lines(made.normals.source, "normals"))
     click.echo(estimated.lines(made, cores or usable_cores()))
     refuse_small_disk(storage, estimated, int(survey(storage).rows["bytes"].sum()))
     click.echo(f"plan {made.sha256[:16]}: {source['out']}; next: builder work {source['out']}")
@@ -232,6 +234,7 @@ def build(jobs: int | None, engine: str, address: str | None, **source: Any) -> 
     finished shards are verified, not rebuilt.
     """
     from builder.build import build as run
+    from builder.rejects import source_lines
     from builder.workers import usable_cores
 
     recipe, found, contents = _asked(source)
@@ -245,7 +248,7 @@ def build(jobs: int | None, engine: str, address: str | None, **source: Any) -> 
             allow_incomplete=source["allow_incomplete"],
             engine=_engine_of(engine, address, jobs),
         )
-    click.echo(_normals_lines(summary.source))
+    click.echo(source_lines(summary.source, "normals"))
     rate = summary.built_samples / summary.render_seconds
     click.echo(
         f"shards: {summary.built} built, {summary.kept} verified as they stood, "
@@ -284,19 +287,6 @@ def _engine_of(name: str, address: str | None, jobs: int | None) -> Engine:
     return ray_engine(address, jobs)
 
 
-def _normals_lines(report: SourceReport) -> str:
-    lines = []
-    for category in report.categories:
-        rejected = "".join(f", {n} {reason}" for reason, n in sorted(category.rejected.items()))
-        lines.append(
-            f"normals {category.category}: {category.found} found, {category.kept} kept{rejected}"
-        )
-    if report.other_files:
-        lines.append(f"normals: {report.other_files} other files left out, no images by name")
-    lines += [f"went on without: {fault}" for fault in report.faults]
-    return "\n".join(lines)
-
-
 @main.command()
 @click.argument("dataset", metavar="URL")
 @click.option("--out", type=click.Path(path_type=Path), help="PNG; default: URL's name + .png.")
@@ -314,6 +304,7 @@ def show(dataset: str, out: Path | None, samples: int, seed: int) -> None:
     click.echo(f"{len(keys)} samples: {path}")
 
 
+main.add_command(classes)
 main.add_command(launch)
 main.add_command(verify)
 main.add_command(render_from)

@@ -43,3 +43,17 @@ def refuse_faults(report: SourceReport, allow_incomplete: bool) -> None:
         f"source {report.name}: {shown}{f'; and {more} more' if more > 0 else ''}; "
         "mend it, or go on without with --allow-incomplete"
     )
+
+
+def source_lines(report: SourceReport, what: str) -> str:
+    """For people: found, kept and rejected of each category, which `what` names."""
+    lines = []
+    for category in report.categories:
+        rejected = "".join(f", {n} {reason}" for reason, n in sorted(category.rejected.items()))
+        lines.append(
+            f"{what} {category.category}: {category.found} found, {category.kept} kept{rejected}"
+        )
+    if report.other_files:
+        lines.append(f"{what}: {report.other_files} other files left out, no images by name")
+    lines += [f"went on without: {fault}" for fault in report.faults]
+    return "\n".join(lines)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -228,7 +228,7 @@ def finish(storage: Storage) -> DatasetHead:
         while part := list(islice(lines, 10_000)):
             file.write("".join(part).encode())
         file.write(b" ]\n}\n")
-    _clear_leftovers(storage, found.leftovers)
+    clear_leftovers(storage, found.leftovers, ("", "normals"))
     return head
 
 
@@ -243,9 +243,12 @@ def _refuse_other_normals(storage: Storage, plan: Plan) -> None:
             )
 
 
-def _clear_leftovers(storage: Storage, leftovers: list[str]) -> None:
-    """Remove what killed writers left half-written; one still at work finds its record."""
-    for folder in ("", "normals"):
+def clear_leftovers(storage: Storage, leftovers: list[str], folders: Sequence[str]) -> None:
+    """Remove what killed writers left half-written; one still at work finds its record.
+
+    `leftovers` are known already; the `folders` are looked through.
+    """
+    for folder in folders:
         leftovers += [entry.name for entry in storage.entries(folder) if is_temporary(entry.name)]
     for name in leftovers:
         storage.delete(name)

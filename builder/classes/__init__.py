@@ -1,0 +1,1 @@
+"""Labelled datasets for classification pre-training: `builder classes`. See ../CLASSES.md."""
