@@ -14,11 +14,14 @@ from builder.recipe import Recipe, load_recipe
 from builder.sources import find_source
 from tests import naive
 from tests.shards_by_hand import draw_theta
-from tests.slots import Slots, dataset_of
+from tests.slots import Slots, dataset_of, index
 from trainer import paint as module
 from trainer.images import decode_image
+from trainer.models import build_model
 from trainer.paint import paint
-from trainer.samples import Samples
+from trainer.run import Config
+from trainer.samples import Samples, never
+from trainer.task import losses_of, make_task, on_device
 
 SIZE, SAMPLES = 48, 96
 
@@ -75,17 +78,36 @@ def both(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[S
     return opened[0], opened[1]
 
 
-def normals_of(samples: Samples, folder: Path) -> torch.Tensor:
-    from tests.slots import index
-
-    dataset = samples.dataset
-    path = folder / dataset.normals.shards[0].name
+def table_of(samples: Samples) -> torch.Tensor:
+    """The normal images, uint8 [N, H, W, C]."""
+    slot = samples.node.shard(0, never)
+    assert slot is not None
+    path = slot.path.parent.parent / samples.dataset.normals.shards[0].name
     data = path.read_bytes()
     return torch.stack(
         [
             torch.from_numpy(decode_image(data[start : start + size], "webp", SIZE, 3, "here"))
             for start, size, *_ in index(path).tolist()
         ]
+    )
+
+
+def config_of(loss: str) -> Config:
+    return Config(
+        loss=loss,  # type: ignore[arg-type]
+        arch="resnet18",
+        size_px=SIZE,
+        batch_size=SAMPLES,
+        micro_batches=1,
+        window_shards=1,
+        lr=1e-3,
+        schedule="constant",
+        warmup_steps=0,
+        total_steps=None,
+        ema=None,
+        seed=0,
+        holdout=0,
+        precision="fp32",
     )
 
 
@@ -97,10 +119,23 @@ def test_parameter_only_set_gives_the_samples_of_the_image_set(
     assert parameters.images.shape == (SAMPLES, 0, 0, 3)
     assert torch.equal(images.theta, parameters.theta)
     assert torch.equal(images.normal, parameters.normal)
-    slot = both[1].node.shard(0, lambda: False)
-    assert slot is not None
-    normals = normals_of(both[1], slot.path.parent.parent)
-    painted = paint(normals[parameters.normal], parameters.theta)
+    painted = paint(table_of(both[1])[parameters.normal], parameters.theta)
     apart = (painted.int() - images.images.int()).abs()
     assert apart.max() <= 1
     assert (apart > 0).float().mean() < 1e-4
+
+
+@pytest.mark.parametrize("loss", ["direct", "indirect"])
+def test_losses_of_the_parameter_only_set_are_those_of_the_image_set(
+    both: tuple[Samples, Samples], loss: str
+) -> None:
+    found = []
+    for samples in both:
+        dataset = samples.dataset
+        task = make_task(config_of(loss), dataset, torch.device("cpu"), table_of(samples))
+        torch.manual_seed(0)
+        model = build_model("resnet18", dataset.theta.length).eval()
+        with torch.no_grad():
+            batch = on_device(task, samples.batch(range(SAMPLES)))
+            found.append(losses_of(task, model, batch)[0].double().mean().item())
+    assert found[1] == pytest.approx(found[0], rel=1e-6)
