@@ -4,54 +4,69 @@ from __future__ import annotations
 
 import io
 import json
-import struct
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
+from tests import slots
+from tests.parameters_by_hand import write_parameters
 from tests.shards_by_hand import cut, flip_byte, npy_bytes, rehash, write_dataset
+from trainer.cache import Cache
 from trainer.dataset import read_dataset
 from trainer.errors import TrainerError
-from trainer.shards import ShardSamples, index_samples, read_normals
+from trainer.index import BadShard, index_shard
+from trainer.shards import first_samples, open_shard, read_normals
+from trainer.storage import Folder
 
 SHARD = "data/train-00001-of-00003.tar"
 NORMALS = "normals/normals-00000-of-00001.tar"
 
 
-def open_samples(folder: Path) -> ShardSamples:
-    dataset = read_dataset(folder)
-    read_normals(folder, dataset)
-    return ShardSamples(folder, dataset, index_samples(folder, dataset))
+def indexed(folder: Path) -> list[np.ndarray]:
+    """Verify and index every shard, and read the normals."""
+    storage, cache = Folder(folder), Cache(folder / "cache", 0)
+    dataset = read_dataset(storage)
+    read_normals(storage, cache, dataset)
+    found = []
+    for number, first in enumerate(first_samples(dataset.shards)[:-1]):
+        with open_shard(storage, cache, dataset.shards[number]) as file:
+            found.append(index_shard(file.read(), dataset, number, first))
+    return found
 
 
 def refusal(folder: Path) -> str:
     with pytest.raises(TrainerError) as error:
-        open_samples(folder)
+        indexed(folder)
     assert "\n" not in error.value.message
     return error.value.message
 
 
-@pytest.mark.parametrize(("suffix", "channels"), [("webp", 3), ("webp", 1), ("png", 3), ("png", 1)])
-def test_batch_gives_what_was_written(tmp_path: Path, suffix: str, channels: int) -> None:
+@pytest.mark.parametrize(
+    ("suffix", "channels"), [("webp", 3), ("webp", 1), ("png", 3), ("png", 1), ("jpg", 3)]
+)
+def test_rows_say_where_samples_lie(tmp_path: Path, suffix: str, channels: int) -> None:
     held = write_dataset(tmp_path, suffix=suffix, channels=channels)
-    samples = open_samples(tmp_path)
-    images, thetas, normal = samples.batch([7, 0, 9])
-    for row, index in enumerate([7, 0, 9]):
-        np.testing.assert_array_equal(images[row].numpy(), held["images"][index])
-        np.testing.assert_array_equal(thetas[row].numpy(), held["thetas"][index])
-    assert normal.tolist() == [1, 0, 0]
-    table = read_normals(tmp_path, samples.dataset)
+    for path, rows in zip(sorted((tmp_path / "data").iterdir()), indexed(tmp_path), strict=True):
+        np.testing.assert_array_equal(rows, slots.index(path))
+    storage = Folder(tmp_path)
+    table = read_normals(storage, Cache(tmp_path / "cache", 0), read_dataset(storage))
     np.testing.assert_array_equal(table, np.stack(held["normals"]))
 
 
-def test_jpeg_batch_is_near_what_was_written(tmp_path: Path) -> None:
-    write_dataset(tmp_path, suffix="jpg", size_px=32)
-    images, _, _ = open_samples(tmp_path).batch(range(10))
-    assert images.shape == (10, 32, 32, 3)
+def test_rows_of_parameters_say_where_thetas_lie(tmp_path: Path) -> None:
+    held = write_parameters(tmp_path)
+    shards = sorted((tmp_path / "data").iterdir())
+    assert [path.name for path in shards] == [f"theta-0000{i}-of-00003.tar" for i in range(3)]
+    found = indexed(tmp_path)
+    for path, rows in zip(shards, found, strict=True):
+        np.testing.assert_array_equal(rows, slots.index(path))
+    start, count = found[1][2, 2:4].tolist()
+    data = shards[1].read_bytes()[start : start + count]
+    np.testing.assert_array_equal(np.frombuffer(data, "<f4"), held["thetas"][6])
+    assert found[1][:, 4].tolist() == [1, 2, 0, 1]
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
@@ -97,19 +112,6 @@ def theta_where(position: int, value: float) -> Callable[[bytes], bytes]:
     return edit
 
 
-def other_size(data: bytes) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (17, 16)).save(buffer, "WEBP", lossless=True)
-    return buffer.getvalue()
-
-
-def bomb(data: bytes) -> bytes:
-    """A PNG header that promises 60,000 x 60,000 pixels, under a WebP's name."""
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(
-        ">I4sIIBBBBB", 13, b"IHDR", 60000, 60000, 8, 2, 0, 0, 0
-    )
-
-
 EDITS: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
     "theta nan": ("theta.npy", theta_where(3, float("nan")), "every value is finite"),
     "theta inf": ("theta.npy", theta_where(5, float("inf")), "every value is finite"),
@@ -153,25 +155,6 @@ def test_bad_member_is_refused_with_shard_and_key(tmp_path: Path, name: str) -> 
     assert "train-00001-of-00003.tar" in line
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (other_size, "image of 17 x 16 pixels, mode RGB; dataset.json says 16 x 16"),
-        (bomb, "not readable as WEBP"),
-        (lambda data: data[:40], "not readable as WEBP"),
-    ],
-)
-def test_bad_image_is_refused_with_shard_and_key(
-    tmp_path: Path, change: Callable[[bytes], bytes], message: str
-) -> None:
-    target = "000000005.webp"
-    write_dataset(tmp_path, edit=lambda member, data: change(data) if member == target else data)
-    fault = open_samples(tmp_path).__getitems__([0, 5])
-    assert isinstance(fault, TrainerError)
-    assert message in fault.message
-    assert "train-00001-of-00003.tar: 000000005" in fault.message
-
-
 def test_link_in_a_shard_is_refused(tmp_path: Path) -> None:
     write_dataset(tmp_path)
     with tarfile.open(tmp_path / SHARD, "w", format=tarfile.USTAR_FORMAT) as tar:
@@ -213,14 +196,6 @@ def test_index_that_disagrees_is_refused(
     assert message in refusal(tmp_path)
 
 
-def test_shard_altered_after_verification_is_refused(tmp_path: Path) -> None:
-    write_dataset(tmp_path)
-    samples = open_samples(tmp_path)
-    cut(tmp_path / SHARD, 1000)
-    with pytest.raises(TrainerError, match=r"000000007: the shard became shorter"):
-        samples.batch([7])
-
-
 @pytest.mark.parametrize("kind", ["data", "normals"])
 def test_count_that_the_shard_has_no_room_for_is_refused(tmp_path: Path, kind: str) -> None:
     write_dataset(tmp_path)
@@ -235,14 +210,106 @@ def test_count_that_the_shard_has_no_room_for_is_refused(tmp_path: Path, kind: s
     assert "bytes cannot hold the 1000000000000" in refusal(tmp_path)
 
 
-def test_wanted_samples_alone_are_read(tmp_path: Path) -> None:
+PARAMETER_EDITS: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
+    "nan": ("theta.npy", lambda d: theta_at(d, 1, 3, np.nan), "000000005: theta breaks the rule"),
+    "rho": (
+        "theta.npy",
+        lambda d: theta_at(d, 3, 7, 2),
+        "000000007: theta breaks the rule",
+    ),
+    "rows": ("theta.npy", lambda d: npy_bytes(np.zeros((5, 19), "f4")), "holds {'descr': '<f4'"),
+    "cut": ("theta.npy", lambda d: d[:-4], "300 bytes of data, expected 304"),
+    "pickled": (
+        "theta.npy",
+        lambda d: npy_bytes(np.array([[None] * 19] * 4, dtype=object)),
+        "holds {'descr': '|O'",
+    ),
+    "fortran": (
+        "theta.npy",
+        lambda d: npy_bytes(np.zeros((19, 4), "f4").T),
+        "'fortran_order': True",
+    ),
+    "header of 65 kB": (
+        "theta.npy",
+        lambda d: d[:8] + b"\xff\xff" + d[10:],
+        "has a header that cannot be read",
+    ),
+    "normal beyond": (
+        "normal.npy",
+        lambda d: npy_bytes(np.array([0, 0, 3, 0], "<i4")),
+        "000000006: normal.npy names the normal 3, the dataset has 3",
+    ),
+    "normal below": (
+        "normal.npy",
+        lambda d: npy_bytes(np.array([0, -1, 0, 0], "<i4")),
+        "000000005: normal.npy names the normal -1",
+    ),
+    "normal int64": ("normal.npy", lambda d: npy_bytes(np.zeros(4, "<i8")), "holds {'descr': '<i8"),
+}
+
+
+def theta_at(data: bytes, row: int, position: int, value: float) -> bytes:
+    thetas = np.load(io.BytesIO(data)).copy()
+    thetas[row, position] = value
+    return npy_bytes(thetas)
+
+
+@pytest.mark.parametrize("name", PARAMETER_EDITS)
+def test_bad_parameters_are_refused_with_shard_and_key(tmp_path: Path, name: str) -> None:
+    suffix, change, message = PARAMETER_EDITS[name]
+    target = f"000000004.{suffix}"
+    write_parameters(tmp_path, edit=lambda member, data: change(data) if member == target else data)
+    line = refusal(tmp_path)
+    assert message in line
+    assert "theta-00001-of-00003.tar: 00000000" in line
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        (b"77777777777\0", "of 8589934591 bytes lies outside the file"),
+        (b"\x80" + bytes(5) + b"\x02" + bytes(5), "with a readable size"),  # 10 GB, in base 256
+        (b"-0000000001\0", "with a readable size"),
+        (b"00000000000\0", "of 0 bytes lies outside the file"),
+    ],
+)
+def test_size_that_cannot_be_is_refused(tmp_path: Path, field: bytes, message: str) -> None:
     write_dataset(tmp_path)
-    dataset = read_dataset(tmp_path)
-    whole = index_samples(tmp_path, dataset)
-    flip_byte(tmp_path / SHARD, 700)  # samples 4 to 7
-    for wanted in (range(0, 4), range(8, 10)):
-        part = index_samples(tmp_path, dataset, wanted)
-        assert part.start[wanted].tolist() == whole.start[wanted].tolist()
-        assert (part.start[4:8] == -1).all()
-    with pytest.raises(TrainerError, match="SHA-256 differs"):
-        index_samples(tmp_path, dataset, range(3, 5))
+    data = bytearray((tmp_path / SHARD).read_bytes())
+    data[124:136] = field
+    (tmp_path / SHARD).write_bytes(data)
+    rehash(tmp_path)
+    assert message in refusal(tmp_path)
+
+
+def test_shard_with_more_samples_than_said_is_refused(tmp_path: Path) -> None:
+    write_dataset(tmp_path)
+    index = json.loads((tmp_path / "dataset.json").read_text())
+    index["shards"][1]["samples"] -= 1
+    index["samples"] -= 1
+    (tmp_path / "dataset.json").write_text(json.dumps(index))
+    assert "found member '000000007.webp' where the end belongs" in refusal(tmp_path)
+
+
+def test_shard_with_fewer_samples_than_said_is_refused(tmp_path: Path) -> None:
+    write_dataset(tmp_path)
+    index = json.loads((tmp_path / "dataset.json").read_text())
+    index["shards"][2]["samples"] += 1
+    index["samples"] += 1
+    (tmp_path / "dataset.json").write_text(json.dumps(index))
+    assert "ends before '000000010.webp'" in refusal(tmp_path)
+
+
+def test_fault_of_one_shard_is_told_from_others(tmp_path: Path) -> None:
+    write_dataset(tmp_path)
+    flip_byte(tmp_path / SHARD, 700)
+    with pytest.raises(BadShard):
+        indexed(tmp_path)
+
+
+def test_shards_of_another_kind_are_refused(tmp_path: Path) -> None:
+    write_parameters(tmp_path)
+    index = json.loads((tmp_path / "dataset.json").read_text())
+    index["contents"] = "images"
+    (tmp_path / "dataset.json").write_text(json.dumps(index))
+    assert "number of shards named data/train-* is 0" in refusal(tmp_path)
