@@ -276,7 +276,7 @@ def test_version_one_is_refused_by_name_and_number(
     ("changes", "said"),
     [
         ({"micro_batches": 4}, "was started with --micro-batches 2, asked for 4; use the same"),
-        ({"window_shards": 8}, "was started with --window-shards 16, asked for 8"),
+        ({"window_shards": 8}, "was started with --window 16, asked for 8"),
         ({"ema": 0.999}, "was started with --ema None, asked for 0.999"),
         ({"warmup_steps": 5}, "was started with --warmup-steps 0, asked for 5"),
         ({"schedule": "cosine", "total_steps": 5}, "with --schedule constant, asked for cosine"),

@@ -109,21 +109,20 @@ def pretrain(
 
 
 @main.command()
-@click.argument("run", type=FOLDER)
+@click.argument("run")
 @click.option("--data", help="Folder or URL where the dataset is now.  [default: as trained]")
 @click.option("--out", "png", type=click.Path(dir_okay=False, path_type=Path),
-              help="[default: RUN/figure5.png]")  # fmt: skip
-def show(run: Path, data: str | None, png: Path | None) -> None:
-    """Draw figure 5 of the paper for held-out samples."""
+              help="[default: RUN/figure5.png, figure5.png where RUN is a URL]")  # fmt: skip
+def show(run: str, data: str | None, png: Path | None) -> None:
+    """Draw figure 5 of the paper for held-out samples of RUN, a run folder or its URL."""
     if png is not None and png.suffix.lower() != ".png":
         raise click.UsageError(f"--out {png}: the figure is a PNG, give a name that ends in .png")
     with interruptible():
-        from trainer.show import show_run
+        from trainer.show import show
+        from trainer.storage import is_remote
 
-        if not run.is_dir():
-            raise TrainerError(f"{run}: no such folder; expected one of `trainer pretrain`")
-        png = png or run / "figure5.png"
-        what, error = show_run(run, data, png)
+        png = png or (Path() if is_remote(run) else Path(run)) / "figure5.png"
+        what, error = show(run, data, png)
         click.echo(f"{png}: {what}, error {error:.1f} grey levels (root mean square)")
 
 

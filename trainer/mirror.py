@@ -30,14 +30,13 @@ from trainer.artifacts import (
 )
 from trainer.checkpoint import CHECKPOINT_FILE, Checkpoints
 from trainer.errors import TrainerError
+from trainer.ledger import LEDGER_FILE
 from trainer.metrics import METRICS_FILE
-from trainer.run import LOCK_FILE, RUN_FILE, Run
+from trainer.run import LOCK_FILE, MIRROR_FILE, RUN_FILE, Run
 from trainer.storage import Storage, Unfetched
 
-STATE_FILE = ".mirror.json"
 READ_BACK_FILE = ".read-back"
 SNAPSHOT = ".push-"  # and a number: a folder with what is on its way up
-LEDGER_FILE = "ledger.json"
 TRIES = 3  # for bytes that arrive whole, but are others
 MAX_METRICS_BYTES = 2**31
 
@@ -142,7 +141,7 @@ def _goes_on(
 ) -> bool:
     """Whether nobody else wrote to the bucket and the mirror is at least as far, and whole."""
     try:
-        state = read_json(MirrorState, folder / STATE_FILE)
+        state = read_json(MirrorState, folder / MIRROR_FILE)
         if _digest(run) not in state.run_sha256 or _digest(index) not in state.index_sha256:
             return False
         read_json(Run, folder / RUN_FILE)
@@ -181,7 +180,7 @@ def _take(storage: Storage, folder: Path, checkpoints: Checkpoints) -> bool:
 
 def _refuse_other_writer(storage: Storage, folder: Path, name: str, sha256: str) -> None:
     """OtherWriter when the bucket's file is not the one this mirror wrote; then note the next."""
-    state = read_json(MirrorState, folder / STATE_FILE)
+    state = read_json(MirrorState, folder / MIRROR_FILE)
     key = "run_sha256" if name == RUN_FILE else "index_sha256"
     found = _digest(_read(storage, name))
     if found != sha256 and found not in getattr(state, key):
@@ -190,7 +189,7 @@ def _refuse_other_writer(storage: Storage, folder: Path, name: str, sha256: str)
             "in the same --out? This one stops"
         )
     # Both may be there after a kill: the write may arrive although nobody is told.
-    write_json(folder / STATE_FILE, state.model_copy(update={key: [sha256, found]}))
+    write_json(folder / MIRROR_FILE, state.model_copy(update={key: [sha256, found]}))
 
 
 def _digest(data: bytes | None) -> str | None:
@@ -225,7 +224,7 @@ def _write_state(folder: Path, storage: Storage, run: bytes | None, index: bytes
         run_sha256=[_digest(run)],
         index_sha256=[_digest(index)],
     )
-    write_json(folder / STATE_FILE, state)
+    write_json(folder / MIRROR_FILE, state)
 
 
 def _remove_remains(folder: Path) -> None:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from trainer.artifacts import atomic_file
+from trainer.cache import Cache
+from trainer.dataset import Dataset
 from trainer.metrics import read_metrics
+from trainer.paint import paint
 from trainer.render import render
 from trainer.run import Run
+from trainer.samples import read_now
+from trainer.shards import read_normals
+from trainer.storage import Storage
 from trainer.task import Task, estimate, resized, to_signed
 
 if TYPE_CHECKING:
@@ -65,6 +71,29 @@ def draw_curves(out: Path, title: str) -> None:
     _save(figure, out / CURVES_FILE)
 
 
+class Shown(NamedTuple):
+    """What figure 5 is drawn of: uint8 [rows, H, W, C] each, at the dataset's size."""
+
+    images: torch.Tensor
+    normals: torch.Tensor
+
+
+def read_shown(storage: Storage, cache: Cache, dataset: Dataset, holdout: int) -> Shown:
+    """The first held-out samples, or where none is held out the dataset's first, at most ROWS.
+
+    The images of a parameter-only dataset are painted here. TrainerError for a damaged shard.
+    """
+    first = dataset.samples - (holdout or dataset.samples)
+    rows = range(first, min(first + ROWS, dataset.samples))
+    batch = read_now(storage, cache, dataset, rows)
+    table = torch.from_numpy(read_normals(storage, cache, dataset))
+    normals = table[batch.normal]
+    images = batch.images
+    if dataset.contents == "parameters":
+        images = paint(normals, batch.theta)
+    return Shown(images, normals)
+
+
 def draw_epoch(
     out: Path,
     run: Run,
@@ -72,17 +101,17 @@ def draw_epoch(
     step: int,
     task: Task,
     model: torch.nn.Module,
-    images: torch.Tensor,
-    normals: torch.Tensor,
+    shown: Shown,
 ) -> None:
-    """RUN/figure5/epoch-NNNN.png for the network as it is after `epoch` epochs (1, 2, ...).
-
-    `images` and `normals` are uint8 [n, H, W, C] of the first held-out samples and their normal
-    images, at the dataset's size or the run's, on any device; only ROWS of them are drawn.
-    """
-    figure5 = reconstructed(task, model, images[:ROWS], normals[:ROWS])
+    """RUN/figure5/epoch-NNNN.png for the network as it is after `epoch` epochs (1, 2, ...)."""
     path = out / "figure5" / f"epoch-{epoch:04d}.png"
-    draw_figure5(figure5, f"{title_of(run)}, epoch {epoch}, step {step}, held-out samples", path)
+    title = f"{title_of(run)}, epoch {epoch}, step {step}, {samples_of(run)}"
+    draw_figure5(reconstructed(task, model, shown), title, path)
+
+
+def samples_of(run: Run) -> str:
+    """Which samples a run's figure 5 shows."""
+    return "held-out samples" if run.config.holdout else "training samples"
 
 
 def title_of(run: Run) -> str:
@@ -93,17 +122,17 @@ def title_of(run: Run) -> str:
 
 @torch.inference_mode()
 def reconstructed(
-    task: Task, model: torch.nn.Module, images: torch.Tensor, normals: torch.Tensor
+    task: Task, model: torch.nn.Module, shown: Shown
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """I_norm, I_ano and f_ano(I_norm, theta^): float32 [n, C, size_px, size_px] in [-1, 1].
 
-    `images` and `normals` are uint8 [n, H, W, C]. The model is asked in eval mode and left in the
-    mode that it was in.
+    The model is asked in eval mode and left in the mode that it was in.
     """
     training = model.training
     model.eval()
     anomaly, normal = (
-        to_signed(resized(part.to(task.device), task.size_px)) for part in (images, normals)
+        to_signed(resized(part.to(task.device), task.size_px))
+        for part in (shown.images, shown.normals)
     )
     rendered = render(normal, estimate(task, model, anomaly), task.coordinates)
     model.train(training)

@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from trainer.errors import TrainerError
+from trainer.pictures import Shown
 from trainer.samples import Batch
 from trainer.schedule import last_step
 from trainer.setup import Setup
@@ -42,6 +43,7 @@ class Progress:
     quarantined: list[str] = field(default_factory=list)
     compiled: bool = False
     held_out: list[Batch] | None = None  # this process's share, once it was read
+    figure5: Shown | None = None  # the first process's, once it was read
 
 
 def progress_of(this: Setup) -> Progress:

@@ -20,6 +20,7 @@ from trainer.errors import TrainerError
 
 RUN_FILE = "run.json"
 LOCK_FILE = ".lock"
+MIRROR_FILE = ".mirror.json"  # of a run in object storage
 # What a trainer writes under the lock; `trainer show` writes its figure beside a running one.
 WRITTEN_FILES = (RUN_FILE, "checkpoint*", "ledger.json", "curves.png", "backbone*")
 
@@ -129,7 +130,7 @@ def previous_run(out: Path) -> Run | None:
     """What is trained in the locked folder, None for a fresh one; TrainerError for any other."""
     if (out / RUN_FILE).exists():
         return read_run(out)
-    if any(entry.name != LOCK_FILE for entry in out.iterdir()):
+    if any(entry.name not in (LOCK_FILE, MIRROR_FILE) for entry in out.iterdir()):
         raise TrainerError(f"{out}: is not empty and holds no {RUN_FILE}; give another --out")
     return None
 
@@ -170,7 +171,9 @@ def refuse_other_run(out: Path, before: Run, run: Run) -> None:
                     f"{out}: was started with a cosine over {old} steps, asked for {asked}; "
                     "give the same duration, or another --out"
                 )
-            option = {"size_px": "size"}.get(name, name.replace("_", "-"))
+            option = {"size_px": "size", "window_shards": "window"}.get(
+                name, name.replace("_", "-")
+            )
             raise TrainerError(
                 f"{out}: was started with --{option} {old}, asked for {asked}; "
                 "use the same, or give another --out"

@@ -20,8 +20,9 @@ from trainer.artifacts import read_json, sha256_of_file
 from trainer.checkpoint import CHECKPOINT_FILE, Checkpoints
 from trainer.errors import TrainerError
 from trainer.export import BACKBONE_FILE, WEIGHTS_FILE
+from trainer.ledger import LEDGER_FILE
 from trainer.metrics import METRICS_FILE
-from trainer.mirror import LEDGER_FILE, SNAPSHOT, OtherWriter, pull, remove_others, send
+from trainer.mirror import SNAPSHOT, OtherWriter, pull, remove_others, send
 from trainer.run import RUN_FILE, locked
 from trainer.storage import Storage, is_remote, open_storage
 

@@ -13,7 +13,7 @@ from trainer.export import export_backbone
 from trainer.ledger import check_lines, epoch_lines, records_of, write_ledger
 from trainer.metrics import read_metrics, recent_train_loss
 from trainer.node import Node
-from trainer.pictures import draw_curves, title_of
+from trainer.pictures import draw_curves, draw_epoch, read_shown, title_of
 from trainer.progress import WAITS, Progress, log_metrics, memory_line, refuse
 from trainer.ranks import Word
 from trainer.samples import Batch, read_now
@@ -61,6 +61,18 @@ def save(this: Setup, at: Progress, node: Node, options: Options, stop: Stop, ba
     write_ledger(out, order.key, order.seed, order.train_samples, lines, at.quarantined)
     draw_curves(out, title_of(this.run))
     this.place.push()
+
+
+def draw_epochs_end(this: Setup, at: Progress, before: int) -> None:
+    """Figure 5 where the step from stream position `before` has ended an epoch."""
+    epoch = at.cursor // this.order.train_samples
+    if this.place is None or this.task.loss == "cross_entropy":
+        return
+    if epoch == before // this.order.train_samples:
+        return
+    if at.figure5 is None:
+        at.figure5 = read_shown(this.storage, this.cache, this.dataset, this.run.config.holdout)
+    draw_epoch(this.place.folder, this.run, epoch, at.step, this.task, this.shown, at.figure5)
 
 
 def left_out(this: Setup, at: Progress, node: Node) -> list[str]:

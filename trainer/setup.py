@@ -144,7 +144,7 @@ def set_up(
         optimizer=optimizer,
         norms=norms_of(model),
         ledger=ledger_from(resumed, order.train_samples),
-        log=None if place is None else open_log(place, run, resumed),
+        log=None if place is None else open_log(place, run, resumed, options.tensorboard),
         resumed=resumed,
     )
 
@@ -296,9 +296,11 @@ def cache_of(options: Options) -> Cache:
     return Cache(folder, options.cache_bytes or default_bytes(folder))
 
 
-def open_log(place: RunDir, run: Run, resumed: CheckpointRecord | None) -> MetricsLog:
+def open_log(
+    place: RunDir, run: Run, resumed: CheckpointRecord | None, tensorboard: bool
+) -> MetricsLog:
     """metrics.jsonl as it was at the checkpoint, and run.json, now that nothing was refused."""
-    log = MetricsLog(place.folder, resumed.metrics_bytes if resumed else 0)
+    log = MetricsLog(place.folder, resumed.metrics_bytes if resumed else 0, tensorboard)
     write_run(place, run)
     return log
 

@@ -25,7 +25,7 @@ from trainer.preflight import eager_where_odd, try_compiled, verdict, wanted, wa
 from trainer.progress import Progress, log_metrics, progress_bar, progress_of, split_wait, through
 from trainer.ranks import Word, joined, summed_gradients, told
 from trainer.rundir import run_dir
-from trainer.saving import finish, save
+from trainer.saving import draw_epochs_end, finish, save
 from trainer.schedule import decay_at, lr_at
 from trainer.setup import Options, Setup, cache_of, set_up, write_run
 from trainer.step import batch_samples, padded, weights_of
@@ -108,12 +108,14 @@ def train(this: Setup, at: Progress, options: Options, stop: Stop) -> None:
                 optimizer.step()
                 average(this, at.step)
 
+                before = at.cursor
                 commit(this, at, arrived, torch.stack(rows).sum(dim=0), norm)
                 feed.node.advance(at.cursor)
                 at.seconds += time.perf_counter() - mark
                 bar.update()
                 if at.step % LOG_EVERY_STEPS == 0:
                     log_metrics(this, at, bar)
+                draw_epochs_end(this, at, before)
                 if word.due:
                     save(this, at, feed.node, options, stop, bar)
             if at.step > at.saved_step:
