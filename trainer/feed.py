@@ -93,6 +93,7 @@ def feeding(this: Setup, at: Progress, options: Options) -> Iterator[Feed]:
             part_indices(this.order, this.cut, this.end, at.step, at.cursor),
             options.workers,
             this.task.device.type == "cuda",
+            held=len(this.cut.own) + 1,
         ) as stream,
     ):
         yield Feed(shards, stream, len(this.cut.own))

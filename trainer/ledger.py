@@ -19,6 +19,7 @@ from pydantic import Field
 from trainer.artifacts import Model, write_json
 from trainer.checkpoint import CheckpointRecord, EpochLedger
 from trainer.errors import TrainerError
+from trainer.order import Order
 
 LEDGER_FILE = "ledger.json"
 PIECE_SAMPLES = 2**20  # how many indices are mixed at once: 8 MB an array
@@ -191,16 +192,16 @@ def check_lines(lines: Sequence[EpochLine], quarantined: Sequence[str]) -> None:
 
 
 def write_ledger(
-    out: Path, key: str, seed: int, size: int, lines: list[EpochLine], quarantined: list[str]
+    out: Path, order: Order, lines: Sequence[EpochLine], quarantined: Sequence[str]
 ) -> None:
     """Write RUN/ledger.json."""
     ledger = LedgerFile(
         format="semiformula-ledger",
         format_version=1,
-        order_key=key,
-        seed=seed,
-        samples_per_epoch=size,
-        epochs=lines,
-        quarantined=quarantined,
+        order_key=order.key,
+        seed=order.seed,
+        samples_per_epoch=order.train_samples,
+        epochs=list(lines),
+        quarantined=list(quarantined),
     )
     write_json(out / LEDGER_FILE, ledger)

@@ -56,9 +56,8 @@ def save(this: Setup, at: Progress, node: Node, options: Options, stop: Stop, ba
         quarantined=at.quarantined,
         keep=options.keep,
     )
-    order = this.order
     out = this.place.folder
-    write_ledger(out, order.key, order.seed, order.train_samples, lines, at.quarantined)
+    write_ledger(out, this.order, lines, at.quarantined)
     draw_curves(out, title_of(this.run))
     this.place.push()
 

@@ -15,7 +15,7 @@ from trainer.checkpoint import CheckpointRecord, restore
 from trainer.choices import Arch, Loss, Schedule
 from trainer.dataset import Dataset
 from trainer.errors import TrainerError
-from trainer.ledger import Ledger, ledger_from
+from trainer.ledger import Ledger, epoch_lines, ledger_from, write_ledger
 from trainer.metrics import MetricsLog
 from trainer.models import build_model
 from trainer.norms import Norms, norms_of
@@ -121,6 +121,13 @@ def set_up(
         averaged.load_state_dict(model.state_dict())
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
     resumed = restored(place, config, model, optimizer, averaged, ranks)
+    ledger = ledger_from(resumed, order.train_samples)
+    log = None
+    if place is not None:
+        log = open_log(place, run, resumed, options.tensorboard)
+        if resumed is not None:  # the newest may have been damaged, and its ledger with it
+            lines = epoch_lines(ledger, resumed.samples_seen)
+            write_ledger(place.folder, order, lines, resumed.quarantined)
     normals = None
     if needs_normals(config.loss, dataset):
         normals = torch.from_numpy(read_normals(storage, cache, dataset))
@@ -143,8 +150,8 @@ def set_up(
         averaged=averaged,
         optimizer=optimizer,
         norms=norms_of(model),
-        ledger=ledger_from(resumed, order.train_samples),
-        log=None if place is None else open_log(place, run, resumed, options.tensorboard),
+        ledger=ledger,
+        log=log,
         resumed=resumed,
     )
 
@@ -299,10 +306,9 @@ def cache_of(options: Options) -> Cache:
 def open_log(
     place: RunDir, run: Run, resumed: CheckpointRecord | None, tensorboard: bool
 ) -> MetricsLog:
-    """metrics.jsonl as it was at the checkpoint, and run.json, now that nothing was refused."""
-    log = MetricsLog(place.folder, resumed.metrics_bytes if resumed else 0, tensorboard)
-    write_run(place, run)
-    return log
+    """run.json, now that nothing was refused, and metrics.jsonl as it was at the checkpoint."""
+    write_run(place, run)  # first: a folder without it is not taken for a run
+    return MetricsLog(place.folder, resumed.metrics_bytes if resumed else 0, tensorboard)
 
 
 def write_run(place: RunDir, run: Run) -> None:

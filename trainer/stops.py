@@ -74,4 +74,6 @@ def stop_signals() -> Iterator[Stop]:
         yield stop
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            # torchrun's word to end may still come, and must not change the exit code.
+            late = stop.signal and stop.echo_seconds
+            signal.signal(number, signal.SIG_IGN if late else handler)
