@@ -166,9 +166,43 @@ def test_folder_without_export_says_when_it_comes(tmp_path):
     refused("backbone.json: no such file; a run folder holds it once", f"ours={tmp_path}")
 
 
-def test_export_of_another_version_is_refused(tmp_path):
-    run = write_export(tmp_path, format_version=2)
-    refused("format_version is 2, this version reads 1 only", f"ours={run}")
+VERSION_2 = {
+    "format_version": 2,
+    "loss": "cross_entropy",
+    "dataset": {
+        "name": "dagm2007",
+        "content_sha256": "a" * 64,
+        "recipe_sha256": None,
+        "samples": 1000,
+    },
+    "training": {
+        "steps": 10,
+        "epochs": 0.64,
+        "samples_seen": 640,
+        "quarantined": 0,
+        "processes": 2,
+        "batch_size": 64,
+        "micro_batches": 2,
+        "lr": 0.001,
+        "schedule": "cosine",
+        "ema": 0.999,
+        "seed": 0,
+    },
+}
+
+
+@pytest.mark.parametrize("changes", [{}, VERSION_2])
+def test_export_of_both_versions_is_opened(tmp_path, changes):
+    run = write_export(tmp_path, **changes)
+    _, record = opened(f"ours={run}")
+    assert record.export is not None
+    assert record.export.model_dump(mode="json") == json.loads((run / "backbone.json").read_text())
+
+
+@pytest.mark.parametrize("version", [0, 3, "2", None])
+def test_export_of_another_version_is_refused(tmp_path, version):
+    run = write_export(tmp_path, format_version=version)
+    refused(f"format_version is {version!r}, this version reads 1 and 2 only", f"ours={run}")
 
 
 def test_export_with_unknown_key_names_the_nearest(tmp_path):
