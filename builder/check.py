@@ -24,6 +24,7 @@ Kind = Literal[
     "json",
     "image",
     "theta",  # out of its ranges
+    "label",  # not a label of the index, or not that of the category
     "normal",  # names a normal image that is not there
     "draw",  # not what the recipe draws
     "rerender",  # not the image of its theta and normal

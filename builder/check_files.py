@@ -58,13 +58,14 @@ def check_index(found: Findings, dataset: Dataset) -> None:
     for i, shard in enumerate(dataset.shards):
         full = recipe.samples_per_shard
         samples = min(full, recipe.samples - i * full)
-        _check_entry(found, shard, shard_name(KIND[dataset.contents], i, count), samples)
+        check_entry(found, shard, shard_name(KIND[dataset.contents], i, count), samples)
     normals = dataset.normals.shards
     for i, shard in enumerate(normals):
-        _check_entry(found, shard, shard_name("normals", i, len(normals)), shard.samples)
+        check_entry(found, shard, shard_name("normals", i, len(normals)), shard.samples)
 
 
-def _check_entry(found: Findings, shard: ShardRecord, name: str, samples: int) -> None:
+def check_entry(found: Findings, shard: ShardRecord, name: str, samples: int) -> None:
+    """Compare an entry of the index with the name and the count that follow from the rest."""
     if (shard.name, shard.samples) != (name, samples):
         found.add(
             "index",
@@ -116,11 +117,16 @@ def check_photographs(found: Findings, plan: Plan | None, normals: Sequence[Shar
         )
 
 
-def check_surplus(found: Findings, storage: Storage, dataset: Dataset) -> None:
+def check_surplus(
+    found: Findings,
+    storage: Storage,
+    shards: Sequence[ShardRecord],
+    normals: Sequence[ShardRecord] = (),
+) -> None:
     """Find what is below the root and neither the index nor the builder's commands explain."""
     ours = {INDEX, PLAN}
-    ours.update(shard.name for shard in dataset.normals.shards)
-    for shard in dataset.shards:
+    ours.update(shard.name for shard in normals)
+    for shard in shards:
         ours.add(shard.name)
         ours.add(commit_name(shard.name))
     listed = False
@@ -142,12 +148,13 @@ def check_surplus(found: Findings, storage: Storage, dataset: Dataset) -> None:
         found.add("surplus", entry.name, f"nothing names this file{size}")
 
 
-def check_records(found: Findings, storage: Storage, dataset: Dataset, plan: Plan | None) -> int:
+def check_records(
+    found: Findings, storage: Storage, shards: Sequence[ShardRecord], plan_sha256: str | None
+) -> int:
     """Compare the commit records that are there; how many those are."""
-    plan_sha256 = plan.sha256 if plan is not None else None
-    names = [commit_name(shard.name) for shard in dataset.shards]
+    names = [commit_name(shard.name) for shard in shards]
     count = 0
-    for shard, name, data in zip(dataset.shards, names, storage.read_many(names), strict=True):
+    for shard, name, data in zip(shards, names, storage.read_many(names), strict=True):
         if data is None:
             continue
         count += 1

@@ -27,11 +27,11 @@ MAX_JSON_MEMBER_BYTES = 2**16
 MAX_PROFILE_BYTES = 2**24  # a colour profile that came with a photograph
 
 
-class _Cannot(Exception):
+class Cannot(Exception):
     """The walk through a damaged tar ends here; the fault is noted already."""
 
 
-class _Reader:
+class Reader:
     """Reads a shard once, front to back, and hashes every byte that it hands out."""
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -39,6 +39,7 @@ class _Reader:
         self._digest = hashlib.sha256()
 
     def take(self, count: int) -> bytes:
+        """The next bytes, fewer where the file ends."""
         data = self._file.read(count)
         self._digest.update(data)
         return data
@@ -53,19 +54,20 @@ class _Reader:
 def check_data_shard(task: DataTask) -> ShardCheck:
     """Length, hash, members, images' headers, parameters; paint again what is asked for."""
     walk = _walk_images if task.head.contents == "images" else _walk_packed
-    return _checked(task.url, task.record, lambda reader, check: walk(reader, check, task))
+    return checked(task.url, task.record, lambda reader, check: walk(reader, check, task))
 
 
 def check_normals_shard(url: str, head: DatasetHead, record: ShardRecord, start: int) -> ShardCheck:
     """Length, hash, members, images' headers and provenance of normals, the first is `start`."""
-    return _checked(
+    return checked(
         url, record, lambda reader, check: _walk_normals(reader, check, head, record, start)
     )
 
 
-def _checked(
-    url: str, record: ShardRecord, walk: Callable[[_Reader, ShardCheck], None]
+def checked(
+    url: str, record: ShardRecord, walk: Callable[[Reader, ShardCheck], None]
 ) -> ShardCheck:
+    """Length, hash, and the archive's end of a shard whose members `walk` reads."""
     check = ShardCheck(record)
     storage = open_storage(url)
     try:
@@ -74,11 +76,11 @@ def _checked(
             file.seek(0)
             if check.bytes != record.bytes:
                 check.add("length", "", f"expected {record.bytes} bytes, found {check.bytes}")
-            reader = _Reader(file)
+            reader = Reader(file)
             try:
                 walk(reader, check)
                 _check_end(reader, check)
-            except _Cannot:
+            except Cannot:
                 pass
             check.sha256 = reader.rest()
     except FileNotFoundError:
@@ -97,7 +99,7 @@ def _checked(
     return check
 
 
-def _check_end(reader: _Reader, check: ShardCheck) -> None:
+def _check_end(reader: Reader, check: ShardCheck) -> None:
     tail = reader.take(len(END))
     if tail != END:
         check.add("tar", "", "expected two blocks of zeros after the last member")
@@ -105,56 +107,64 @@ def _check_end(reader: _Reader, check: ShardCheck) -> None:
         check.add("tar", "", "bytes after the end of the archive")
 
 
-def _member(reader: _Reader, check: ShardCheck, key: str, suffix: str, limit: int) -> bytes:
+def member(reader: Reader, check: ShardCheck, key: str, suffix: str, limit: int) -> bytes:
+    """The bytes of the member that must come next; raises Cannot where nothing can follow it."""
     size = _open_member(reader, check, key, suffix, limit)
     padded = size + -size % BLOCK
     data = reader.take(padded)
     if len(data) != padded:
         check.add("tar", key, f"the file ends inside {key}.{suffix}")
-        raise _Cannot
+        raise Cannot
     if data[size:].strip(b"\0"):
         check.add("tar", key, f"{key}.{suffix}: padding is not zero")
     return data[:size]
 
 
-def _open_member(reader: _Reader, check: ShardCheck, key: str, suffix: str, limit: int) -> int:
+def _open_member(reader: Reader, check: ShardCheck, key: str, suffix: str, limit: int) -> int:
     size, faults = check_header(reader.take(BLOCK), f"{key}.{suffix}".encode())
     for fault in faults:
         check.add("tar", key, fault)
     if size > limit:
         check.add("tar", key, f"{key}.{suffix}: {size} bytes, at most {limit} are possible")
     if not 0 <= size <= limit:
-        raise _Cannot
+        raise Cannot
     return size
 
 
 def _walk_normals(
-    reader: _Reader, check: ShardCheck, head: DatasetHead, record: ShardRecord, start: int
+    reader: Reader, check: ShardCheck, head: DatasetHead, record: ShardRecord, start: int
 ) -> None:
     known = {category.category for category in head.normals.source.categories}
     for index in range(start, start + record.samples):
         key = f"{index:09d}"
-        image = _member(reader, check, key, head.normals.suffix, _image_limit(head))
+        image = member(reader, check, key, head.normals.suffix, image_limit(head.image.size_px))
         fault = image_fault(image, "webp", head.image)
         if fault:
             check.add("image", key, fault)
-        data = _member(reader, check, key, "json", MAX_JSON_MEMBER_BYTES)
-        fields = _fields(data)
-        expected = {
-            "index": index,
-            "category": fields.get("category"),
-            "path": fields.get("path"),
-            "sha256": fields.get("sha256"),
-            "licence": head.normals.source.licence,
-        }
-        category = fields.get("category")
+        category = check_source_json(reader, check, index, head.normals.source.licence)
         if category not in known:
             check.add("json", key, f"category {category!r:.60} is none of dataset.json's")
-        _check_fields(check, key, data, fields, expected)
-        _check_provenance(check, key, fields)
-        check.categories.append(category if isinstance(category, str) else None)
-        check.photographs.append(f"{fields.get('sha256')} {category} {fields.get('path')}\n")
         check.samples += 1
+
+
+def check_source_json(reader: Reader, check: ShardCheck, index: int, licence: str) -> object:
+    """Check the provenance of one photograph, and keep it in `check`; the category it states."""
+    key = f"{index:09d}"
+    data = member(reader, check, key, "json", MAX_JSON_MEMBER_BYTES)
+    fields = fields_of(data)
+    category = fields.get("category")
+    expected = {
+        "index": index,
+        "category": category,
+        "path": fields.get("path"),
+        "sha256": fields.get("sha256"),
+        "licence": licence,
+    }
+    check_fields(check, key, data, fields, expected)
+    _check_provenance(check, key, fields)
+    check.categories.append(category if isinstance(category, str) else None)
+    check.photographs.append(f"{fields.get('sha256')} {category} {fields.get('path')}\n")
+    return category
 
 
 def _check_provenance(check: ShardCheck, key: str, fields: dict[str, object]) -> None:
@@ -168,7 +178,8 @@ def _check_provenance(check: ShardCheck, key: str, fields: dict[str, object]) ->
         check.add("json", key, f"sha256: expected 64 hexadecimal digits, found {sha256!r:.60}")
 
 
-def _fields(data: bytes) -> dict[str, object]:
+def fields_of(data: bytes) -> dict[str, object]:
+    """The fields of a JSON object; none of anything else."""
     try:
         fields = json.loads(data)
     except (ValueError, RecursionError):
@@ -176,9 +187,10 @@ def _fields(data: bytes) -> dict[str, object]:
     return fields if isinstance(fields, dict) else {}
 
 
-def _check_fields(
+def check_fields(
     check: ShardCheck, key: str, data: bytes, fields: dict[str, object], right: dict[str, object]
 ) -> None:
+    """Compare a member's JSON with the only right one; a fault names the first field."""
     if data == json_bytes(right) and all(isinstance(v, str | int) for v in right.values()):
         return
     for name, value in right.items():
@@ -192,14 +204,14 @@ def _check_fields(
     check.add("json", key, fault)
 
 
-def _image_limit(head: DatasetHead) -> int:
+def image_limit(size_px: int) -> int:
     """No image of ours takes more bytes: twice its pixels, and a colour profile."""
-    return 6 * head.image.size_px**2 + MAX_PROFILE_BYTES
+    return 6 * size_px**2 + MAX_PROFILE_BYTES
 
 
-def _walk_images(reader: _Reader, check: ShardCheck, task: DataTask) -> None:
+def _walk_images(reader: Reader, check: ShardCheck, task: DataTask) -> None:
     kept: list[Stored] = []
-    stopped: list[_Cannot] = []
+    stopped: list[Cannot] = []
     samples = _samples(reader, check, task, stopped)
     while batch := list(islice(samples, ROWS)):
         start = batch[0].number
@@ -219,7 +231,7 @@ def _walk_images(reader: _Reader, check: ShardCheck, task: DataTask) -> None:
 
 
 def _samples(
-    reader: _Reader, check: ShardCheck, task: DataTask, stopped: list[_Cannot]
+    reader: Reader, check: ShardCheck, task: DataTask, stopped: list[Cannot]
 ) -> Iterator[Stored]:
     """The samples, up to where the walk cannot go on."""
     image, length = task.head.image, task.head.theta.length
@@ -227,29 +239,29 @@ def _samples(
     try:
         for index in range(task.start, task.start + task.record.samples):
             key = f"{index:09d}"
-            data = _member(reader, check, key, image.suffix, _image_limit(task.head))
+            data = member(reader, check, key, image.suffix, image_limit(task.head.image.size_px))
             fault = image_fault(data, image.codec, image)
             if fault:
                 check.add("image", key, fault)
-            vector = _member(reader, check, key, "theta.npy", len(npy) + 4 * length)
+            vector = member(reader, check, key, "theta.npy", len(npy) + 4 * length)
             readable = vector[: len(npy)] == npy and len(vector) == len(npy) + 4 * length
             theta = np.zeros(length, np.float32)
             if readable:
                 theta = np.frombuffer(vector, "<f4", offset=len(npy))
             else:
                 check.add("npy", key, f"theta.npy is not float32 [{length}] in npy version 1.0")
-            text = _member(reader, check, key, "json", MAX_JSON_MEMBER_BYTES)
+            text = member(reader, check, key, "json", MAX_JSON_MEMBER_BYTES)
             normal = _check_json(check, task, index, text)
             check.samples += 1
             wanted = index in task.rerender and not fault
             yield Stored(index, data if wanted else b"", theta, readable, normal)
-    except _Cannot as cannot:
+    except Cannot as cannot:
         stopped.append(cannot)
 
 
 def _check_json(check: ShardCheck, task: DataTask, index: int, data: bytes) -> int:
     """The number of the normal that the sample's JSON names; -1 when it names none."""
-    fields, key = _fields(data), f"{index:09d}"
+    fields, key = fields_of(data), f"{index:09d}"
     name, count = fields.get("normal"), task.head.normals.count
     known_form = isinstance(name, str) and re.fullmatch(r"[0-9]{9}", name)
     if not (isinstance(name, str) and known_form and int(name) < count):
@@ -259,7 +271,7 @@ def _check_json(check: ShardCheck, task: DataTask, index: int, data: bytes) -> i
     known = task.categories[normal] if normal < len(task.categories) else None
     category = fields.get("category") if known is None else known
     right = {"index": index, "normal": name, "category": category}
-    _check_fields(check, key, data, fields, right)
+    check_fields(check, key, data, fields, right)
     return normal
 
 
@@ -271,12 +283,12 @@ def npy_head(kind: str, shape: str) -> bytes:
     return b"\x93NUMPY\x01\0" + len(text).to_bytes(2, "little") + text.encode()
 
 
-def _walk_packed(reader: _Reader, check: ShardCheck, task: DataTask) -> None:
+def _walk_packed(reader: Reader, check: ShardCheck, task: DataTask) -> None:
     """One sample a shard: every vector, then every normal's number."""
     count, key = task.record.samples, f"{task.start:09d}"
     differs, drawn = _walk_packed_theta(reader, check, task)
     head = npy_head("<i4", f"({count},)")
-    data = _member(reader, check, key, "normal.npy", len(head) + 4 * count)
+    data = member(reader, check, key, "normal.npy", len(head) + 4 * count)
     if data[: len(head)] != head or len(data) != len(head) + 4 * count:
         check.add("npy", key, f"normal.npy is not int32 [{count}] in npy version 1.0")
     else:
@@ -291,7 +303,7 @@ def _walk_packed(reader: _Reader, check: ShardCheck, task: DataTask) -> None:
 
 
 def _walk_packed_theta(
-    reader: _Reader, check: ShardCheck, task: DataTask
+    reader: Reader, check: ShardCheck, task: DataTask
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
     """Which vectors are not the recipe's draw [n], and the normals that it draws, int64 [n]."""
     length, count, key = task.head.theta.length, task.record.samples, f"{task.start:09d}"
@@ -300,7 +312,7 @@ def _walk_packed_theta(
     size = _open_member(reader, check, key, "theta.npy", whole)
     if size != whole or reader.take(len(head)) != head:
         check.add("npy", key, f"theta.npy is not float32 [{count}, {length}] in npy version 1.0")
-        raise _Cannot
+        raise Cannot
     differs = np.zeros(count, np.bool_)
     drawn = np.zeros(count, np.int64)
     for low in range(0, count, ROWS):  # some at a time: a shard may hold a million
@@ -308,7 +320,7 @@ def _walk_packed_theta(
         data = reader.take(4 * length * (part.stop - low))
         if len(data) != 4 * length * (part.stop - low):
             check.add("tar", key, f"the file ends inside {key}.theta.npy")
-            raise _Cannot
+            raise Cannot
         theta = np.frombuffer(data, "<f4").reshape(-1, length)
         readable = np.ones(len(theta), np.bool_)
         _, differs[part], drawn[part] = check_vectors(

@@ -50,10 +50,10 @@ def verify(
     found = Findings()
     check_index(found, dataset)
     plan = check_plan(found, storage, dataset)
-    check_surplus(found, storage, dataset)
-    records = check_records(found, storage, dataset, plan)
+    check_surplus(found, storage, dataset.shards, dataset.normals.shards)
+    records = check_records(found, storage, dataset.shards, plan.sha256 if plan else None)
     checks = _check_shards(found, storage, dataset, plan, rerender, seed, jobs)
-    _name_swapped(checks)
+    name_swapped(checks)
     rebuilt = 0
     if rebuilds and any(check.faults for check in checks[: len(dataset.normals.shards)]):
         found.notes.append("nothing was rebuilt: the normals are damaged")
@@ -90,9 +90,9 @@ def _check_shards(
     total = dataset.samples + dataset.normals.count
     with Progress(total, "samples", "img") as progress, ExitStack() as held:
         tasks: list[Callable[[], ShardCheck]] = []
-        for shard, start in _starts(dataset.normals.shards):
+        for shard, start in starts(dataset.normals.shards):
             tasks.append(partial(check_normals_shard, url, head, shard, start))
-        normals = _run(tasks, jobs, progress)
+        normals = run_checks(tasks, jobs, progress)
         categories = _categories(found, dataset, normals)
         check_photographs(found, plan, normals)
         chosen = _chosen(found, dataset, rerender, seed)
@@ -108,12 +108,12 @@ def _check_shards(
         drawn = plan is None or plan.parameters_from is None
         tolerance = _tolerance(found, dataset) if len(chosen) else 0
         tasks = []
-        for shard, start in _starts(dataset.shards):
+        for shard, start in starts(dataset.shards):
             low, high = np.searchsorted(chosen, [start, start + shard.samples])
             wanted = frozenset(chosen[low:high].tolist())
             task = DataTask(url, head, shard, start, categories, drawn, wanted, tolerance)
             tasks.append(partial(check_data_shard, task))
-        return normals + _run(tasks, jobs, progress)
+        return normals + run_checks(tasks, jobs, progress)
 
 
 def _tolerance(found: Findings, dataset: Dataset) -> int:
@@ -135,14 +135,15 @@ def _tolerance(found: Findings, dataset: Dataset) -> int:
     return tolerance
 
 
-def _starts(shards: Sequence[ShardRecord]) -> Iterator[tuple[ShardRecord, int]]:
+def starts(shards: Sequence[ShardRecord]) -> Iterator[tuple[ShardRecord, int]]:
+    """Each shard with the number of its first sample."""
     start = 0
     for shard in shards:
         yield shard, start
         start += shard.samples
 
 
-def _run(
+def run_checks(
     tasks: Sequence[Callable[[], ShardCheck]], jobs: int, progress: Progress
 ) -> list[ShardCheck]:
     """The checks in the order of the tasks; in this process where one is enough."""
@@ -190,7 +191,7 @@ def _chosen(found: Findings, dataset: Dataset, count: int, seed: int) -> npt.NDA
     return np.sort(rng.choice(dataset.samples, min(count, dataset.samples), replace=False))
 
 
-def _name_swapped(checks: Sequence[ShardCheck]) -> None:
+def name_swapped(checks: Sequence[ShardCheck]) -> None:
     """Where a shard's bytes are another's, that says more than all that follows from it."""
     of = {check.record.sha256: check.record.name for check in checks}
     for check in checks:

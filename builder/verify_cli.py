@@ -31,14 +31,23 @@ def verify(
     recipe's draw; then records, plan and surplus files. Changes nothing.
     """
     from builder.artifacts import refuse_unwritable, write_json
+    from builder.classes.index import is_class_set
+    from builder.classes.verify import verify_classes
     from builder.errors import BuilderError
+    from builder.storage import open_storage
     from builder.verify import verify as run
     from builder.workers import usable_cores
 
     if report is not None:
         refuse_unwritable(report)
+    jobs = jobs or usable_cores()
     # Nothing of an interrupted check is kept: the group's line says that it was, no more.
-    found = run(url, rerender=rerender, rebuilds=rebuild, seed=seed, jobs=jobs or usable_cores())
+    if not is_class_set(open_storage(url)):
+        found = run(url, rerender=rerender, rebuilds=rebuild, seed=seed, jobs=jobs)
+    elif rerender or rebuild:
+        raise BuilderError(f"{url}: holds photographs with labels; nothing in it was painted")
+    else:
+        found = verify_classes(url, jobs=jobs)
     click.echo(found.lines())
     if report is not None:
         write_json(report, found)

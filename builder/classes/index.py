@@ -118,7 +118,7 @@ def shuffled(count: int, seed: int) -> list[int]:
     """0 to count - 1 in the order of SHA-256 of "SEED I" for each I.
 
     >>> shuffled(4, 0)
-    [1, 0, 2, 3]
+    [2, 1, 0, 3]
     """
     return sorted(range(count), key=lambda i: sha256_of(f"{seed} {i}".encode()))
 
