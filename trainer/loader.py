@@ -46,6 +46,7 @@ class Stream:
     asked: int = 0  # batches that the workers were asked for
     taken: int = 0
     ended: bool = False
+    begun: list[int] | None = None  # without workers: what a stop kept from being read
 
     def __iter__(self) -> Stream:
         return self
@@ -88,10 +89,13 @@ def next_batch(stream: Stream, stop: Callable[[], bool]) -> Batch:
     """The next batch; its memory is used again when no tensor of it is left.
 
     Raises TrainerError for what was wrong with a sample, and when a worker died; Stopped when
-    `stop` turns true while there is none yet; StopIteration after the last.
+    `stop` turns true while there is none yet, and the next call waits for the same batch on;
+    StopIteration after the last.
     """
     if not stream.workers:
-        batch = stream.samples.batch(next(stream.parts), stop)
+        stream.begun = next(stream.parts) if stream.begun is None else stream.begun
+        batch = stream.samples.batch(stream.begun, stop)
+        stream.begun = None
         return _pinned(batch) if stream.on_cuda else batch
     while stream.asked < stream.taken + PREFETCH_BATCHES * len(stream.workers):
         if not _ask(stream):
@@ -118,7 +122,9 @@ def _start(stream: Stream, workers: int, held: int) -> None:
     rows = len(first) + 1  # parts of one step differ by one at most; larger ones travel by pipe
     slots = PREFETCH_BATCHES * workers + held
     each = -(-(rows * stream.samples.row_bytes + 256) // mmap.PAGESIZE) * mmap.PAGESIZE
-    memory = memoryview(mmap.mmap(-1, slots * each))
+    # Populated now: else the first batches would wait for 2,400 page faults each.
+    flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+    memory = memoryview(mmap.mmap(-1, slots * each, flags=flags))
     stream.memory = [
         stream.samples.rows_in(memory[slot * each : (slot + 1) * each], rows)
         for slot in range(slots)
