@@ -14,11 +14,11 @@ import signal
 import sys
 import threading
 import time
+import zlib
 from collections import Counter, deque
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -48,6 +48,14 @@ class Ready(NamedTuple):
     stamp: tuple[int, int, int]
 
 
+class Held(NamedTuple):
+    """A published shard: its slot, its open file, and up to where in the stream it is verified."""
+
+    slot: int
+    file: BinaryIO
+    until: int
+
+
 @dataclass
 class State:
     """What the loop works with."""
@@ -61,13 +69,14 @@ class State:
     firsts: list[int]
     flight: deque[Window] = field(default_factory=deque)
     uses: Counter[int] = field(default_factory=Counter)  # windows in flight with a shard
-    pending: dict[Future[Ready], int] = field(default_factory=dict)
-    held: dict[int, tuple[int, BinaryIO]] = field(default_factory=dict)  # shard: slot, file
+    pending: dict[Future[Ready], tuple[int, int]] = field(default_factory=dict)  # shard, until
+    held: dict[int, Held] = field(default_factory=dict)  # by shard
     free: list[int] = field(default_factory=list)  # slots
     bad: set[int] = field(default_factory=set)
     decoded: Decoded | None = None
     unneeded: set[int] = field(default_factory=set)  # in flight, but decoded already
     turn: int = 0
+    next_uses: tuple[int, Sequence[str]] | None = None  # from the start of a window
 
 
 def main(descriptor: int, parent: int) -> None:
@@ -138,7 +147,7 @@ def _serve(state: State, ahead: int, end: float) -> None:
             if state.pending:
                 done, _ = wait(state.pending, POLL_SECONDS, FIRST_COMPLETED)
                 for future in done:
-                    _finish(state, state.pending.pop(future), future)
+                    _finish(state, *state.pending.pop(future), future)
             else:
                 time.sleep(POLL_SECONDS)
             _count(state)
@@ -152,7 +161,13 @@ def _take_up(state: State, window: Window, pool: ThreadPoolExecutor) -> None:
         if state.decoded is not None and state.decoded.complete(shard):
             state.unneeded.add(shard)
         elif shard not in state.bad:
-            state.pending[pool.submit(_prepare, state, shard)] = shard
+            _ask(state, shard, pool)
+
+
+def _ask(state: State, shard: int, pool: ThreadPoolExecutor) -> None:
+    """Have a shard verified for all windows in flight."""
+    until = max(window.stop for window in state.flight if shard in window.shards)
+    state.pending[pool.submit(_prepare, state, shard)] = shard, until
 
 
 def _take_up_damaged(state: State, pool: ThreadPoolExecutor) -> None:
@@ -163,7 +178,7 @@ def _take_up_damaged(state: State, pool: ThreadPoolExecutor) -> None:
             state.unneeded.remove(shard)
         elif not state.decoded.complete(shard):
             state.unneeded.remove(shard)
-            state.pending[pool.submit(_prepare, state, shard)] = shard
+            _ask(state, shard, pool)
 
 
 def _let_go(state: State, window: Window) -> None:
@@ -175,10 +190,10 @@ def _let_go(state: State, window: Window) -> None:
 
 
 def _release(state: State, shard: int) -> None:
-    slot, file = state.held.pop(shard)
+    held = state.held.pop(shard)
     _publish(state, shard, ABSENT)
-    state.free.append(slot)
-    file.close()
+    state.free.append(held.slot)
+    held.file.close()
 
 
 def _prepare(state: State, shard: int) -> Ready:
@@ -197,20 +212,20 @@ def _prepare(state: State, shard: int) -> Ready:
 
 def _next_uses(state: State) -> Sequence[str]:
     """The SHA-256 of the shards in the order of their next use, over two epochs."""
-    return _uses_from(state.order, state.dataset, state.flight[0].start)
+    order = state.order
+    start = order.window_at(state.table["position"]).start
+    known = state.next_uses
+    if known is None or known[0] != start:
+        found: list[str] = []
+        for window in order.windows(start):
+            if window.start >= start + 2 * order.train_samples:
+                break
+            found += [state.dataset.shards[shard].sha256 for shard in window.shards]
+        known = state.next_uses = start, found
+    return known[1]
 
 
-@lru_cache(maxsize=1)
-def _uses_from(order: Order, dataset: Dataset, start: int) -> Sequence[str]:
-    found: list[str] = []
-    for window in order.windows(start):
-        if window.start >= start + 2 * order.train_samples:
-            break
-        found += [dataset.shards[shard].sha256 for shard in window.shards]
-    return found
-
-
-def _finish(state: State, shard: int, future: Future[Ready]) -> None:
+def _finish(state: State, shard: int, until: int, future: Future[Ready]) -> None:
     """Publish what a thread found."""
     try:
         ready = future.result()
@@ -220,14 +235,18 @@ def _finish(state: State, shard: int, future: Future[Ready]) -> None:
     if state.uses[shard] == 0 or shard in state.bad:  # its window passed meanwhile
         ready.file.close()
         return
-    if shard in state.held:  # verified again: the same bytes, and so the same rows
-        slot, before = state.held[shard]
-        before.close()
+    held = state.held.get(shard)
+    if held is not None and held.until > until:  # a later verification was done before this one
+        ready.file.close()
+        return
+    if held is not None:  # verified again: the same bytes, and so the same rows
+        slot = held.slot
+        held.file.close()
     else:
         slot = state.free.pop()
-    state.held[shard] = slot, ready.file
-    crc = state.table.set_rows(slot, ready.rows)
-    _publish(state, shard, READY, slot, ready.stamp, crc)
+        state.table.set_rows(slot, ready.rows)
+    state.held[shard] = Held(slot, ready.file, until)
+    _publish(state, shard, READY, slot, until, ready.stamp, zlib.crc32(ready.rows.tobytes()))
 
 
 def _publish(
@@ -235,11 +254,12 @@ def _publish(
     shard: int,
     status: int,
     slot: int = 0,
+    until: int = 0,
     stamp: tuple[int, int, int] = (0, 0, 0),
     crc: int = 0,
 ) -> None:
     state.turn += 1
-    state.table.publish(shard, Entry(state.turn, status, slot, *stamp, crc))
+    state.table.publish(shard, Entry(state.turn, status, slot, until, *stamp, crc))
 
 
 def _quarantine(state: State, shard: int, error: BadShard) -> None:

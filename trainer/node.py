@@ -86,7 +86,7 @@ class Node:
         self._folder = folder
         self._in_place = in_place  # a local dataset; else `folder` is a cache
         self._firsts = np.cumsum([0, *(shard.samples for shard in dataset.shards)])
-        self._known: dict[int, tuple[bytes, Slot | None]] = {}
+        self._known: dict[int, tuple[bytes, float, Slot | None]] = {}  # entry, until, slot
 
     def __reduce__(self) -> tuple[object, ...]:
         path = f"/proc/{os.getpid()}/fd/{self._table.descriptor}"
@@ -102,8 +102,9 @@ class Node:
             raw = self._table.raw(shard)
             known = self._known.get(shard)
             if known is not None and known[0] == raw:
-                return known[1]
-            if self._learn(shard, raw):
+                if self._table["position"] < known[1]:
+                    return known[2]
+            elif self._learn(shard, raw):
                 continue
             if fault := self._table.fault:
                 raise TrainerError(fault)
@@ -125,7 +126,7 @@ class Node:
         if entry is None:
             return False
         if entry.status == QUARANTINED:
-            self._known[shard] = raw, None
+            self._known[shard] = raw, math.inf, None
             return True
         assert entry.status == READY
         record = self._dataset.shards[shard]
@@ -135,6 +136,7 @@ class Node:
         name = record.name if self._in_place else f"{record.sha256}.tar"
         self._known[shard] = (
             raw,
+            entry.until,
             Slot(
                 self._folder / name,
                 rows,

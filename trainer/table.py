@@ -4,14 +4,15 @@ An anonymous file (memfd), mapped by the fetcher, the local ranks and their work
 so nothing is left of it when they end. Layout, all int64:
 
     [0, 4096)    header: see the `_FIELDS`; the fault's line as UTF-8 from byte 1024 on
-    entries      [shards, 8]: turn, status, slot, size, mtime_ns, inode, CRC-32 of the rows, and the
-                 CRC-32 of these seven, so that a half-written entry is seen as one
+    entries      [shards, 9]: turn, status, slot, until, size, mtime_ns, inode, CRC-32 of the rows,
+                 and the CRC-32 of these eight, so that a half-written entry is seen as one
     slots        [slots, rows, 5]: the rows of a shard that is in a window in flight
 
 The fetcher writes all but `position` and `leave`. It gives a free slot to a shard that enters a
 window, writes the rows, then the entry; when the last window in flight with that shard lies behind
 the position consumed, the entry is ABSENT again and its slot free for another. While an entry says
-READY its slot is not written. `turn` grows by one with each verification.
+READY its slot is not written. `turn` grows by one with each verification, and that one holds up to
+the stream position `until`: a reader waits for the next once that is consumed.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import weakref
 import zlib
 from typing import NamedTuple
 
@@ -26,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 ABSENT, READY, QUARANTINED = 0, 1, 2
-HEADER_BYTES, FAULT_AT, ENTRY = 4096, 1024, 8
+HEADER_BYTES, FAULT_AT, ENTRY = 4096, 1024, 9
 COLUMNS = 5
 _FIELDS = (
     "shards", "slots", "rows", "position", "leave", "fault_bytes",
@@ -41,6 +43,7 @@ class Entry(NamedTuple):
     turn: int
     status: int
     slot: int
+    until: int
     size: int
     mtime_ns: int
     inode: int
@@ -52,6 +55,7 @@ class Table:
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
+        weakref.finalize(self, os.close, descriptor)
         self._memory = mmap.mmap(descriptor, 0)
         self._header = np.frombuffer(self._memory, np.int64, FAULT_AT // 8)
         shards, slots, rows = (int(self[name]) for name in ("shards", "slots", "rows"))
@@ -98,10 +102,9 @@ class Table:
         rows.flags.writeable = False
         return rows
 
-    def set_rows(self, slot: int, rows: npt.NDArray[np.int64]) -> int:
-        """Write a free slot; returns the CRC-32 of its rows."""
+    def set_rows(self, slot: int, rows: npt.NDArray[np.int64]) -> None:
+        """Write a free slot."""
         self._rows[slot, : len(rows)] = rows
-        return zlib.crc32(rows.tobytes())
 
     def publish(self, shard: int, entry: Entry) -> None:
         """Replace a shard's entry."""
