@@ -83,12 +83,6 @@ class Duration(Model):
             raise ValueError("expected exactly one of epochs, steps and minutes")
         return self
 
-    def last_step(self, samples: int, batch_size: int) -> int | None:
-        """The step count to stop at; None when only the clock decides."""
-        if self.epochs is not None:
-            return max(1, -int(-self.epochs * samples // batch_size))
-        return self.steps
-
 
 class Run(Model):
     """`run.json`: written when a run starts, and again when it resumes with another duration."""
