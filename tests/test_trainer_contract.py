@@ -11,9 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
+from trainer.cache import Cache
 from trainer.dataset import read_dataset
+from trainer.paint import paint
 from trainer.render import pixel_coordinates, render
-from trainer.shards import ShardSamples, index_samples, read_normals
+from trainer.samples import read_now
+from trainer.shards import read_normals
+from trainer.storage import open_storage
 from trainer.task import to_signed
 
 RECIPE = """
@@ -50,15 +54,29 @@ def test_stored_theta_renders_the_stored_image(tmp_path: Path, prior: str, chann
         Image.fromarray(pixels).save(photographs / f"{number}.png")
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(RECIPE.format(channels=channels, sigma=SIGMAS[prior]))
-    words = ["build", str(recipe), "--normals", str(photographs.parent), "--jobs", "1"]
-    words += ["--out", str(tmp_path / "data")]
-    subprocess.run([sys.executable, "-m", "builder", *words], check=True, capture_output=True)
+    for name in ("stored", "none"):
+        words = ["build", str(recipe), "--normals", str(photographs.parent), "--jobs", "1"]
+        words += ["--images", name, "--out", str(tmp_path / name)]
+        subprocess.run([sys.executable, "-m", "builder", *words], check=True, capture_output=True)
 
-    dataset = read_dataset(tmp_path / "data")
-    samples = ShardSamples(tmp_path / "data", dataset, index_samples(tmp_path / "data", dataset))
-    normals = torch.from_numpy(read_normals(tmp_path / "data", dataset))
-    images, theta, normal = samples.batch(range(24))
-    again = render(to_signed(normals[normal]), theta, pixel_coordinates(64, 64))
-    difference = (to_uint8(again).int() - images.int()).abs()
-    assert difference.max() <= 1
-    assert (difference > 0).float().mean() <= 1e-4
+    storages = [open_storage(str(tmp_path / name)) for name in ("stored", "none")]
+    stored, bare = (read_dataset(storage) for storage in storages)
+    assert stored.order_key == bare.order_key
+    cache = Cache(tmp_path / "cache", 0)
+    batch, alone = (
+        read_now(storage, cache, dataset, range(24))
+        for storage, dataset in zip(storages, (stored, bare), strict=True)
+    )
+    assert torch.equal(batch.theta, alone.theta)
+    assert torch.equal(batch.normal, alone.normal)
+    assert torch.equal(batch.index, torch.arange(24))
+    normals, others = (
+        torch.from_numpy(read_normals(storage, cache, dataset))
+        for storage, dataset in zip(storages, (stored, bare), strict=True)
+    )
+    assert torch.equal(normals, others)
+    again = render(to_signed(normals[batch.normal]), batch.theta, pixel_coordinates(64, 64))
+    for found in (to_uint8(again), paint(normals[batch.normal], batch.theta)):
+        difference = (found.int() - batch.images.int()).abs()
+        assert difference.max() <= 1
+        assert (difference > 0).float().mean() <= 1e-4

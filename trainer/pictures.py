@@ -60,7 +60,7 @@ def draw_curves(out: Path, title: str) -> None:
         len(panels), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights}
     )[:, 0]
     for draw, axis in zip(panels, axes, strict=True):
-        draw(axis, _thinned(train), held_out)
+        draw(axis, thinned(train), held_out)
         axis.grid(True, alpha=0.3)
     figure.suptitle(title)
     axes[0].set_xlim(0, max(line["step"] for line in lines) * 1.02)
@@ -254,7 +254,7 @@ def _log_scale(axes: Axes) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
 
 
-def _thinned(train: Rows) -> Rows:
+def thinned(train: Rows) -> Rows:
     """At most CURVE_POINTS lines: means of neighbours, at the last one's step."""
     size = -(-len(train) // CURVE_POINTS)
     return [_mean(train[start : start + size]) for start in range(0, len(train), size)]
