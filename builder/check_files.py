@@ -10,7 +10,8 @@ from builder.check import Kind, ShardCheck
 from builder.dataset import INDEX
 from builder.errors import BuilderError
 from builder.index import Commit, Dataset, ShardRecord
-from builder.plan import PLAN, Plan
+from builder.place import PLAN
+from builder.plan import Plan
 from builder.publish import is_published
 from builder.recipe import SUFFIX
 from builder.shards import KIND, commit_name, shard_name

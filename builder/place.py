@@ -10,6 +10,8 @@ from builder.artifacts import TEMPORARY
 from builder.errors import BuilderError
 from builder.storage import Folder, Storage, is_temporary
 
+PLAN = "plan.json"
+
 
 @contextmanager
 def alone(storage: Storage) -> Iterator[None]:
@@ -17,7 +19,7 @@ def alone(storage: Storage) -> Iterator[None]:
     if not isinstance(storage, Folder):
         yield
         return
-    path = storage.path / f".plan.json{TEMPORARY}lock"
+    path = storage.path / f".{PLAN}{TEMPORARY}lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.open("ab")

@@ -22,7 +22,7 @@ from builder.dataset import read_normals
 from builder.environment import Golden, golden_indices, make_goldens, this_environment
 from builder.errors import BuilderError
 from builder.index import Contents, Environment, Normals, ShardRecord, SourceReport
-from builder.place import alone, refuse_foreign
+from builder.place import PLAN, alone, refuse_foreign
 from builder.prior import draw
 from builder.progress import Progress
 from builder.recipe import Recipe, Sha256
@@ -39,7 +39,6 @@ from builder.sources import Source, prepare
 from builder.storage import Storage
 from builder.workers import results, worker_pool
 
-PLAN = "plan.json"
 NORMALS_PER_SHARD = 5000
 
 

@@ -171,7 +171,7 @@ def _result(ray: Any, reference: Any, index: int, url: str) -> Done:
 def _build(url: str, index: int, deep: bool) -> Done | str:
     """In a worker of the cluster: the shard, or why not."""
     os.environ["NUMBA_NUM_THREADS"] = "1"  # one core a task; before numba is imported
-    from builder.plan import PLAN
+    from builder.place import PLAN
     from builder.storage import open_storage
     from builder.work import build_shard
 

@@ -21,7 +21,8 @@ from builder.environment import check_goldens, make_goldens
 from builder.errors import BuilderError
 from builder.images import encode_pixels
 from builder.index import ShardRecord
-from builder.plan import PLAN, Plan, read_plan
+from builder.place import PLAN
+from builder.plan import Plan, read_plan
 from builder.progress import Progress
 from builder.recipe import SUFFIX
 from builder.scratch import Table, normals_table

@@ -12,21 +12,19 @@ from typing import Literal, NamedTuple
 from builder import __version__
 from builder.artifacts import readable_json, sha256_of
 from builder.classes.index import ClassCount, ClassPlan, ClassSet, read_class_plan
+from builder.classes.work import Member, make_shard
 from builder.dataset import INDEX
 from builder.environment import this_environment
 from builder.errors import BuilderError
 from builder.images import Prepared
 from builder.index import ImageFormat, ShardRecord, SourceReport, content_sha256
-from builder.place import alone, refuse_foreign
-from builder.plan import PLAN
+from builder.place import PLAN, alone, refuse_foreign
 from builder.progress import Progress
 from builder.recipe import SUFFIX, Codec
 from builder.rejects import count_kept, refuse_faults
-from builder.shards import Sample, committed, json_bytes, write_commit, write_shard
-from builder.sources import Photograph, Source, examine, prepare
+from builder.sources import Photograph, Source, examine
 from builder.status import clear_leftovers
-from builder.storage import Folder, Storage, open_storage
-from builder.work import Done
+from builder.storage import Storage, open_storage
 from builder.workers import results, results_again, worker_pool
 
 CHANNELS: Literal[1, 3] = 3
@@ -69,8 +67,8 @@ def build_classes(
     began = time.perf_counter()
     done = _write_shards(storage, plan, source.photographs[0].root, jobs)
     seconds = time.perf_counter() - began
-    dataset = _finish(storage, plan, [one.shard for one in done])
-    built = [one.shard.samples for one in done if one.built]
+    dataset = _finish(storage, plan, [record for record, _ in done])
+    built = [record.samples for record, new in done if new]
     return Summary(
         dataset=dataset,
         built=len(built),
@@ -198,20 +196,15 @@ def _reject_contradictions(photographs: Sequence[Photograph], examined: list[Pre
                 examined[i] = Prepared("", b"", fault)
 
 
-class _Member(NamedTuple):
-    """One sample of a shard: its photograph, its label, and the hash that was planned."""
-
-    photograph: Photograph
-    label: int
-    sha256: str
-
-
-def _write_shards(storage: Storage, plan: ClassPlan, root: str, jobs: int) -> list[Done]:
+def _write_shards(
+    storage: Storage, plan: ClassPlan, root: str, jobs: int
+) -> list[tuple[ShardRecord, bool]]:
+    """Each shard's record, and whether this run had to write it."""
     tasks = []
     for index in range(plan.shard_count):
         first = index * plan.samples_per_shard
         members = [
-            _Member(
+            Member(
                 Photograph(root, plan.paths[i], plan.classes[plan.labels[i]].category),
                 plan.labels[i],
                 plan.sha256s[i],
@@ -220,60 +213,14 @@ def _write_shards(storage: Storage, plan: ClassPlan, root: str, jobs: int) -> li
         ]
         name, licence = plan.shard(index), plan.source.licence
         tasks.append(
-            partial(
-                _make_shard, storage.url, plan.sha256, name, first, plan.image, licence, members
-            )
+            partial(make_shard, storage.url, plan.sha256, name, first, plan.image, licence, members)
         )
-    done: list[Done | None] = [None] * len(tasks)
+    done: dict[int, tuple[ShardRecord, bool]] = {}
     with Progress(len(plan.paths), "samples", "img") as progress:
-        for i, one in results_again(tasks, min(jobs, len(tasks)), progress.say):
-            done[i] = one
-            (progress.done if one.built else progress.skip)(one.shard.samples)
-    return [one for one in done if one is not None]
-
-
-def _make_shard(
-    url: str,
-    plan_sha256: str,
-    name: str,
-    first: int,
-    image: ImageFormat,
-    licence: str,
-    members: Sequence[_Member],
-) -> Done:
-    """Write one shard, whose first sample is `first`, and commit it, unless it stands."""
-    storage = open_storage(url)
-    # Hashed again where that is a read of the disk, not of the network.
-    standing = committed(storage, plan_sha256, name, deep=isinstance(storage, Folder))
-    if standing is not None:
-        return Done(standing, False)
-    samples = (_sample(first + i, one, image, licence) for i, one in enumerate(members))
-    record = write_shard(storage, name, samples)
-    write_commit(storage, plan_sha256, record)
-    return Done(record, True)
-
-
-def _sample(index: int, member: _Member, image: ImageFormat, licence: str) -> Sample:
-    photograph = member.photograph
-    prepared = prepare(photograph, image.size_px, image.channels, image.codec)
-    if prepared.sha256 != member.sha256:
-        raise BuilderError(
-            f"{photograph.root}/{photograph.name}: {prepared.fault or 'other bytes'}: it changed "
-            "since plan.json was written; put it back, or remove --out and start again"
-        )
-    fields: dict[str, object] = {
-        "index": index,
-        "category": photograph.category,
-        "path": photograph.name,
-        "sha256": member.sha256,
-        "licence": licence,
-    }
-    members = [
-        (image.suffix, prepared.encoded),
-        ("cls", b"%d" % member.label),
-        ("json", json_bytes(fields)),
-    ]
-    return Sample(f"{index:09d}", members)
+        for i, (record, built) in results_again(tasks, min(jobs, len(tasks)), progress.say):
+            done[i] = record, built
+            (progress.done if built else progress.skip)(record.samples)
+    return [done[i] for i in range(len(tasks))]
 
 
 def _finish(storage: Storage, plan: ClassPlan, shards: list[ShardRecord]) -> ClassSet:

@@ -11,7 +11,7 @@ from builder.artifacts import Model, canonical_json, parse_json, sha256_of
 from builder.dataset import INDEX, MAX_INDEX_BYTES
 from builder.errors import BuilderError
 from builder.index import Environment, ImageFormat, ShardRecord, SourceReport, content_sha256
-from builder.plan import PLAN
+from builder.place import PLAN
 from builder.recipe import MAX_SAMPLES, Sha256
 from builder.shards import shard_name
 from builder.storage import Storage

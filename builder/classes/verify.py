@@ -16,7 +16,7 @@ from builder.classes.index import ClassPlan, ClassSet, read_class_plan, read_cla
 from builder.dataset import INDEX
 from builder.errors import BuilderError
 from builder.index import ImageFormat, ShardRecord
-from builder.plan import PLAN
+from builder.place import PLAN
 from builder.progress import Progress
 from builder.recipe import SUFFIX
 from builder.shards import shard_name
