@@ -121,7 +121,7 @@ def _start(stream: Stream, workers: int, held: int) -> None:
         stream.parts = _chain(first, stream.parts)
     rows = len(first) + 1  # parts of one step differ by one at most; larger ones travel by pipe
     slots = PREFETCH_BATCHES * workers + held
-    each = -(-(rows * stream.samples.row_bytes + 256) // mmap.PAGESIZE) * mmap.PAGESIZE
+    each = -(-stream.samples.bytes_of(rows) // mmap.PAGESIZE) * mmap.PAGESIZE
     # Populated now: else the first batches would wait for 2,400 page faults each.
     flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
     memory = memoryview(mmap.mmap(-1, slots * each, flags=flags))
