@@ -121,16 +121,18 @@ def set_up(
         averaged.load_state_dict(model.state_dict())
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
     resumed = restored(place, config, model, optimizer, averaged, ranks)
-    ledger = ledger_from(resumed, order.train_samples)
-    log = None
-    if place is not None:
-        log = open_log(place, run, resumed, options.tensorboard)
-        if resumed is not None:  # the newest may have been damaged, and its ledger with it
-            lines = epoch_lines(ledger, resumed.samples_seen)
-            write_ledger(place.folder, order, lines, resumed.quarantined)
     normals = None
     if needs_normals(config.loss, dataset):
         normals = torch.from_numpy(read_normals(storage, cache, dataset))
+    task = make_task(config, dataset, device, normals)
+    ledger = ledger_from(resumed, order.train_samples)
+    log = None
+    if place is not None:  # nothing was refused
+        write_run(place, run)
+        if resumed is not None:  # the newest may have been damaged, and its ledger with it
+            lines = epoch_lines(ledger, resumed.samples_seen)
+            write_ledger(place.folder, order, lines, resumed.quarantined)
+        log = MetricsLog(place.folder, resumed.metrics_bytes if resumed else 0, options.tensorboard)
     return Setup(
         ranks=ranks,
         place=place,
@@ -145,7 +147,7 @@ def set_up(
             own_parts(ranks.rank, ranks.world, config.micro_batches),
         ),
         end=end_of(options.duration, order.train_samples),
-        task=make_task(config, dataset, device, normals),
+        task=task,
         model=model,
         averaged=averaged,
         optimizer=optimizer,
@@ -301,14 +303,6 @@ def cache_of(options: Options) -> Cache:
     """The folder that shards from object storage are kept in."""
     folder = options.cache or default_folder()
     return Cache(folder, options.cache_bytes or default_bytes(folder))
-
-
-def open_log(
-    place: RunDir, run: Run, resumed: CheckpointRecord | None, tensorboard: bool
-) -> MetricsLog:
-    """run.json, now that nothing was refused, and metrics.jsonl as it was at the checkpoint."""
-    write_run(place, run)  # first: a folder without it is not taken for a run
-    return MetricsLog(place.folder, resumed.metrics_bytes if resumed else 0, tensorboard)
 
 
 def write_run(place: RunDir, run: Run) -> None:

@@ -1,0 +1,136 @@
+"""Signals: noted in the loop, an exception elsewhere, a second one at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import trainer.saving
+import trainer.setup
+import trainer.train
+from tests.shards_by_hand import write_dataset
+from trainer.run import Duration
+from trainer.setup import Options
+from trainer.stops import SIGNALS, Stop, Stopped, stop_signals
+from trainer.train import pretrain
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_signal_outside_of_the_loop_raises() -> None:
+    with pytest.raises(Stopped) as stopped, stop_signals() as stop:
+        os.kill(os.getpid(), signal.SIGUSR1)
+    assert stopped.value.signal == signal.SIGUSR1
+    assert stop()
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_signal_in_the_loop_is_noted_and_a_second_raises(number: int) -> None:
+    with stop_signals() as stop, stop.notes():
+        os.kill(os.getpid(), number)
+        assert stop.signal == number
+        with pytest.raises(Stopped):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.signal == number
+        with pytest.raises(Stopped):
+            stop.check()
+
+
+def test_handlers_are_put_back() -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with stop_signals():
+        assert signal.getsignal(signal.SIGTERM) is not before[1]
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_no_library_takes_it_for_an_error_of_its_own() -> None:
+    assert not issubclass(Stopped, Exception)
+
+
+def test_torchruns_echo_is_not_a_second_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with stop_signals() as stop, stop.notes():
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.signal == signal.SIGINT
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN  # until the process has ended
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+
+
+def test_stop_is_asked_like_a_question() -> None:
+    assert not Stop()()
+    assert Stop(signal=15)()
+
+
+PHASES: dict[str, tuple[Any, str, dict[str, object], int | None]] = {
+    "set-up": (trainer.setup, "build_model", {}, None),
+    "normals": (trainer.setup, "read_normals", {"loss": "indirect"}, None),
+    "first batch": (trainer.train, "at_hand", {}, None),
+    "compile": (trainer.train, "try_compiled", {"compile": "measure"}, None),
+    "step": (trainer.train, "commit", {}, 1),
+    "figure": (trainer.train, "draw_epochs_end", {}, 1),
+    "held-out": (trainer.saving, "held_out", {}, 2),
+    "checkpoint": (trainer.saving, "save_checkpoint", {}, 2),
+    "export": (trainer.saving, "export_backbone", {}, 2),
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_dataset(folder, size_px=32)
+    return folder
+
+
+def signalled(module: Any, name: str, patch: pytest.MonkeyPatch) -> None:
+    """Let a function send this process SIGTERM the first time it is called, and then work."""
+    plain = getattr(module, name)
+
+    def strike(*words: Any, **more: Any) -> Any:
+        patch.setattr(module, name, plain)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return plain(*words, **more)
+
+    patch.setattr(module, name, strike)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_signal_anywhere_ends_in_one_line(
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    phase: str,
+) -> None:
+    module, name, more, step = PHASES[phase]
+    plain = Options(
+        data=str(data),
+        out=str(tmp_path / "run"),
+        loss="direct",
+        arch="mobilenet_v2",
+        duration=Duration(steps=2),
+        batch_size=4,
+        workers=0,
+        holdout=2,
+        precision="fp32",
+    )
+    options = replace(plain, **more)  # type: ignore[arg-type]
+    signalled(module, name, monkeypatch)
+    with pytest.raises(SystemExit) as ended:
+        pretrain(options)
+    assert ended.value.code == 143
+    where = f" at step {step}" if step else ""
+    assert capsys.readouterr().err == f"Stopped by SIGTERM{where}; the same command goes on.\n"
+    assert (tmp_path / "run" / "checkpoint.json").exists() == (step is not None)
+    assert not (tmp_path / "run" / "backbone.json").exists()
+    assert not list((tmp_path / "run").glob(".*.tmp-*"))
