@@ -1,4 +1,4 @@
-"""Where the samples of one verified shard lie, and whether they are what SHARDS.md allows.
+"""Where the samples of one verified shard lie, and whether they are what their format allows.
 
 Walks a tar's headers in memory; nothing is extracted. The shard's SHA-256 has been compared, so
 faults here are the builder's or a forger's: BadShard, one line with shard and key.
@@ -9,7 +9,9 @@ from __future__ import annotations
 import ast
 import functools
 import json
+import math
 import mmap
+import re
 import struct
 from collections.abc import Callable, Iterator
 
@@ -41,10 +43,13 @@ def index_shard(view: Bytes, dataset: Dataset, number: int, first: int) -> Rows:
     """The rows of data shard `number`, int64 [samples, 5], whose first sample is `first`.
 
     Columns: image start, image bytes, theta start, theta bytes, normal; offsets into the tar. A
-    parameter-only shard has image bytes 0. Checks member names, JSON and theta; raises BadShard.
+    parameter-only shard has image bytes 0, a labelled one theta bytes 0 and the label for normal.
+    Checks member names, JSON, theta and labels; raises BadShard.
     """
     shard = dataset.shards[number]
     _check_room(dataset, shard)
+    if dataset.contents == "labels":
+        return _index_labels(view, dataset, shard, first)
     if dataset.contents == "parameters":
         return _index_parameters(view, dataset, shard, first)
     return _index_images(view, dataset, shard, first)
@@ -115,13 +120,42 @@ def _index_parameters(view: Bytes, dataset: Dataset, shard: ShardRecord, first: 
     return rows
 
 
+def _index_labels(view: Bytes, dataset: Dataset, shard: ShardRecord, first: int) -> Rows:
+    """Samples of CLASSES.md: an image, a label, and provenance that names the label's class."""
+    rows: Rows = np.zeros((shard.samples, 5), np.int64)
+    suffixes = (dataset.image.suffix, "cls", "json")
+    for row, ((start, count), mark, meta) in enumerate(members_of(view, shard, first, suffixes)):
+        try:
+            label = _label(view[mark[0] : mark[0] + min(mark[1], 10)], len(dataset.classes))
+            fields = sample_json(view, meta, first + row, _LABELLED_KEYS)
+            if fields["category"] != dataset.classes[label]:
+                raise ValueError(
+                    f"cls {label} is {dataset.classes[label]!r:.60}, json says "
+                    f"{fields['category']!r:.60}"
+                )
+        except ValueError as fault:
+            raise BadShard(f"{shard.name}: {key_of(first + row)}: {fault}") from None
+        rows[row] = start, count, 0, 0, label
+    return rows
+
+
+_LABELLED_KEYS = frozenset(("index", "category", "path", "sha256", "licence"))
+
+
+def _label(data: bytes, classes: int) -> int:
+    """The label of a .cls member: an ASCII integer without leading zeros, below `classes`."""
+    if not re.fullmatch(rb"0|[1-9][0-9]{0,8}", data) or int(data) >= classes:
+        raise ValueError(f"cls is {data!r}, expected a number below {classes}")
+    return int(data)
+
+
 def npy_payload(view: Bytes, member: Member, kind: str, shape: tuple[int, ...], name: str) -> int:
     """The bytes of an npy member before its numbers; ValueError unless it is of kind and shape."""
     start, size = member
     prefix = bytes(view[start : start + 10])
     header_bytes = 10 + (struct.unpack_from("<H", prefix, 8)[0] if len(prefix) == 10 else 0)
     fault = _npy_fault(bytes(view[start : start + min(header_bytes, size)]), kind, shape)
-    expected = 4 * int(np.prod(shape))
+    expected = 4 * math.prod(shape)
     if fault is None and size != header_bytes + expected:
         fault = f"{size - header_bytes} bytes of data, expected {expected}"
     if fault is not None:
@@ -221,13 +255,14 @@ def members_of(
 
 # The type of a plain file, no target of a link, and the magic.
 _PLAIN = b"0" + bytes(100) + b"ustar\0"
+_NO_PREFIX = bytes(155)
 
 
 def _size_of(header: bytes, room: int, where: str) -> int:
     name = header[:100].rstrip(b"\0").decode("ascii", "replace")
     digits = header[124:136].rstrip(b"\0 ")
     # Larger ones are written in binary: 8 GiB and more.
-    if not digits.isdigit() or digits.translate(None, b"01234567") or any(header[345:500]):
+    if not digits.isdigit() or digits.translate(None, b"01234567") or header[345:500] != _NO_PREFIX:
         raise BadShard(f"{where}: member {name!r} is not a plain USTAR file with a readable size")
     size = int(digits, 8)
     if not 0 < size <= room:

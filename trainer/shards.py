@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -73,16 +73,7 @@ def first_samples(shards: Sequence[ShardRecord]) -> list[int]:
     return list(itertools.accumulate((shard.samples for shard in shards), initial=0))
 
 
-def read_normals(*words: Any) -> npt.NDArray[np.uint8]:
-    """The table of normal images: read_normals(storage, cache, dataset)."""
-    if isinstance(words[0], Path):  # until everything reads through a Storage
-        from trainer.shards_old import read_normals as read
-
-        return read(*words)
-    return _read_normals(*words)
-
-
-def _read_normals(storage: Storage, cache: Cache, dataset: Dataset) -> npt.NDArray[np.uint8]:
+def read_normals(storage: Storage, cache: Cache, dataset: Dataset) -> npt.NDArray[np.uint8]:
     """The table of normal images, uint8 [normals.count, size_px, size_px, channels].
 
     Row n is the image with key n. Raises BadShard, and TrainerError for an image that cannot be
@@ -130,11 +121,3 @@ def _decode_normals(
             raise BadShard(f"{where}: {fault}") from None
         data = view[start : start + count]
         table[index] = decode_image(data, suffix, image.size_px, image.channels, where)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in ("Batch", "ShardSamples", "SampleIndex", "index_samples"):
-        raise AttributeError(name)
-    from trainer import shards_old
-
-    return getattr(shards_old, name)
