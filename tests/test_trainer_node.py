@@ -138,6 +138,21 @@ def test_two_windows_are_at_hand_and_no_more(folder: Path, tmp_path: Path) -> No
             found.shard(first[0], after(0.2))
 
 
+def test_slot_stays_as_it_was_while_its_reader_waits_for_others(
+    folder: Path, tmp_path: Path
+) -> None:
+    with running(str(folder), tmp_path / "cache") as (found, _, order):
+        first = order.window_at(0).shards[0]
+        slot = found.shard(first, after(20))
+        assert slot is not None
+        before = slot.rows.copy()
+        for window, _ in zip(order.windows(0), range(5), strict=False):
+            found.advance(window.start)
+            for shard in window.shards:
+                assert found.shard(shard, after(20)) is not None
+        np.testing.assert_array_equal(slot.rows, before)
+
+
 def test_every_epoch_is_verified_anew(folder: Path, tmp_path: Path) -> None:
     total = sum(path.stat().st_size for path in (folder / "data").iterdir())
     with running(str(folder), tmp_path / "cache", end=3 * SAMPLES) as (found, _, order):

@@ -53,9 +53,8 @@ class DataOptions:
 class Slot:
     """A verified shard: its file, where its samples lie, and how the file looked then.
 
-    `rows` int64 [n, 5]: image start, image bytes, theta start, theta bytes, normal (or label); a
-    view of memory that is written anew when the shard has left the windows in flight. `stamp`:
-    size, mtime_ns and inode.
+    `rows` int64 [n, 5], read-only: image start, image bytes, theta start, theta bytes, normal (or
+    label). `stamp`: size, mtime_ns and inode.
     """
 
     path: Path
@@ -130,9 +129,13 @@ class Node:
             return True
         assert entry.status == READY
         record = self._dataset.shards[shard]
-        rows = self._table.rows(entry.slot, record.samples)
-        if zlib.crc32(rows) != entry.rows_crc:  # type: ignore[arg-type]  # memory, as any other
+        # A copy: a reader may wait long for another shard, and the slot be given away meanwhile.
+        rows = self._table.rows(entry.slot, record.samples).copy()
+        rows.flags.writeable = False
+        if zlib.crc32(rows) != entry.rows_crc:  # type: ignore[arg-type]
             return False
+        position = self._table["position"]
+        self._known = {key: known for key, known in self._known.items() if known[1] > position}
         name = record.name if self._in_place else f"{record.sha256}.tar"
         self._known[shard] = (
             raw,
