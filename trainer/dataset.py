@@ -59,16 +59,22 @@ class Normals(Model):
 
 
 class Dataset(Model):
-    """`dataset.json`: the index, written last. The reader trusts nothing that it does not name."""
+    """`dataset.json`: the index, written last. The reader trusts nothing that it does not name.
+
+    A labelled dataset, whose file is another (labelled.py), is one of these in memory: its
+    `contents` are `labels`, `classes` their names; `recipe_sha256` is null, `normals` and `theta`
+    are empty.
+    """
 
     format: Literal["semiformula-shards"]
     format_version: Literal[2]
     builder_version: str
     environment: dict[str, str]
     recipe: Recipe
-    recipe_sha256: Sha256
+    recipe_sha256: Sha256 | None
     content_sha256: Sha256
-    contents: Literal["images", "parameters"]
+    contents: Literal["images", "parameters", "labels"]
+    classes: list[str] = Field(default_factory=list)
     samples: int = Field(ge=1)
     image: ImageFormat
     theta: ThetaFormat
@@ -80,8 +86,10 @@ class Dataset(Model):
         """What the order of samples hangs on: hex SHA-256 of the recipe and the normal images.
 
         Equal for the images and for the parameters alone of one recipe and the same normals, whose
-        samples are the same.
+        samples are the same. A labelled dataset has nothing but its content.
         """
+        if self.contents == "labels":
+            return self.content_sha256
         normals = "".join(f"{shard.sha256}\n" for shard in self.normals.shards)
         return hashlib.sha256(f"{self.recipe_sha256}\n{normals}".encode()).hexdigest()
 
@@ -103,6 +111,10 @@ def read_dataset(data: Storage | Path | str) -> Dataset:
         ) from None
     except (ValueError, RecursionError) as error:
         raise TrainerError(f"{where}: not readable as JSON ({error}); is the file cut?") from None
+    if isinstance(fields, dict) and fields.get("format") == "semiformula-classes":
+        from trainer.labelled import labelled_dataset  # here: it is made of this module's parts
+
+        return labelled_dataset(fields, where)
     dataset = parse_model(Dataset, fields, where)
     _refuse_contradictions(dataset, where)
     return dataset
@@ -111,6 +123,8 @@ def read_dataset(data: Storage | Path | str) -> Dataset:
 def _refuse_contradictions(dataset: Dataset, where: str) -> None:
     theta, image = dataset.theta, dataset.image
     listing = "".join(f"{s.sha256}  {s.name}\n" for s in (*dataset.normals.shards, *dataset.shards))
+    if dataset.contents == "labels" or dataset.classes:
+        raise TrainerError(f"{where}: labels belong into a file of format 'semiformula-classes'")
     kind = {"images": "data/train-", "parameters": "data/theta-"}[dataset.contents]
     for what, found, expected in (
         ("theta.length", theta.length, theta.components * (theta.channels + 6) + 1),

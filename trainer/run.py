@@ -109,7 +109,7 @@ def dataset_ref(dataset: Dataset) -> DatasetRef:
         size_px=dataset.image.size_px,
         channels=dataset.image.channels,
         components=dataset.theta.components,
-        classes=None,
+        classes=dataset.classes or None,
     )
 
 

@@ -240,7 +240,7 @@ def total_steps(options: Options, train_samples: int) -> int | None:
 
 def refuse_loss(loss: Loss, dataset: Dataset) -> None:
     """TrainerError for a task that the dataset has no answers for."""
-    labelled = str(dataset.contents) == "labels"
+    labelled = dataset.contents == "labels"
     if (loss == "cross_entropy") != labelled:
         holds, task = ("classes", "classify") if labelled else ("parameters", "parameters")
         raise TrainerError(f"--data: the dataset holds {holds}; train on it with --task {task}")
@@ -248,7 +248,7 @@ def refuse_loss(loss: Loss, dataset: Dataset) -> None:
 
 def outputs_of(dataset: Dataset) -> int:
     """How many outputs the network has: a theta's length, or the classes."""
-    return dataset.theta.length
+    return len(dataset.classes) if dataset.contents == "labels" else dataset.theta.length
 
 
 def order_of(dataset: Dataset, config: Config) -> Order:
