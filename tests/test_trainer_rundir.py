@@ -360,6 +360,27 @@ def test_index_of_another_version_is_refused(bucket: Bucket, tmp_path: Path) -> 
         RunDir(mirror(tmp_path, "other"), bucket)
 
 
+class Flipping(Bucket):
+    """A storage of which every third reading of a small file has another byte."""
+
+    reads = 0
+
+    def read(self, name: str, max_bytes: int = 2**28) -> bytes:
+        data = super().read(name, max_bytes)
+        self.reads += 1
+        return data if self.reads % 3 else data[:-2] + b"x" + data[-1:]
+
+
+def test_wrong_bytes_in_a_small_file_are_read_again(bucket: Bucket, tmp_path: Path) -> None:
+    flipping = Flipping(bucket.local)
+    place = RunDir(mirror(tmp_path), flipping)
+    trained_here(place, 5, 6, 7)
+    assert place.settle()
+    other = RunDir(mirror(tmp_path, "other"), flipping)
+    assert steps_in(other.folder) == steps_in(bucket.local)
+    assert flipping.reads > 10
+
+
 class OutOfReach(Bucket):
     """A storage that can be listed and read, but brings no large file."""
 

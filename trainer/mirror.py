@@ -197,10 +197,20 @@ def _digest(data: bytes | None) -> str | None:
 
 
 def _read(storage: Storage, name: str, max_bytes: int = MAX_JSON_BYTES) -> bytes | None:
-    try:
-        return storage.read(name, max_bytes)
-    except FileNotFoundError:
-        return None
+    """A small file, None where there is none.
+
+    Two readings have to agree, because nothing states its hash. Raises Unfetched when none do.
+    """
+    readings: list[bytes | None] = []
+    for _ in range(TRIES + 1):
+        try:
+            readings.append(storage.read(name, max_bytes))
+        except FileNotFoundError:
+            readings.append(None)
+        if readings[-2:-1] == readings[-1:]:
+            return readings[-1]
+        del readings[:-1]
+    raise Unfetched(f"{storage.where(name)}: reads otherwise each time, {TRIES + 1} times")
 
 
 def _parsed(index: bytes, where: str) -> Checkpoints:
