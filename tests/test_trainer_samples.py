@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import struct
 from collections.abc import Callable
@@ -12,10 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.classes_by_hand import write_class_set
 from tests.shards_by_hand import flip_byte, write_dataset
 from tests.slots import Slots, dataset_of
 from trainer import images
 from trainer.cache import Cache
+from trainer.dataset import Dataset, ImageFormat, ShardRecord
 from trainer.errors import TrainerError
 from trainer.images import decode_image
 from trainer.samples import IDLE_BATCHES, Samples, read_now
@@ -239,3 +242,18 @@ def test_read_now_refuses_a_damaged_shard_and_reads_no_other(tmp_path: Path) -> 
     with pytest.raises(TrainerError, match=r"00001-of-00003.tar: SHA-256 differs"):
         read_now(storage, cache, dataset, [3, 4])
     assert open_files() == before
+
+
+def test_labelled_samples_have_a_label_and_no_parameters(tmp_path: Path) -> None:
+    images, labels = write_class_set(tmp_path)
+    index = json.loads((tmp_path / "dataset.json").read_text())
+    dataset = Dataset.model_construct(
+        contents="labels",
+        samples=index["samples"],
+        image=ImageFormat(**index["image"]),
+        shards=[ShardRecord(**shard) for shard in index["shards"]],
+    )
+    batch = Samples(dataset, Slots(tmp_path, dataset)).batch([7, 0, 9])
+    assert batch.normal.tolist() == [labels[7], labels[0], labels[9]] == [1, 0, 1]
+    assert batch.theta.shape == (3, 0)
+    np.testing.assert_array_equal(batch.images.numpy(), np.stack([images[i] for i in (7, 0, 9)]))
