@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,6 +67,33 @@ def test_torchruns_echo_is_not_a_second_signal(monkeypatch: pytest.MonkeyPatch) 
         signal.signal(signal.SIGTERM, before)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+
+
+RANK = """
+import os, signal, sys, time
+from trainer.stops import Stopped, stop_signals
+try:
+    with stop_signals():
+        print(os.getpid(), flush=True)
+        time.sleep(60)
+except Stopped as stopped:
+    print(stopped.signal, flush=True)
+"""
+
+
+def test_killed_torchrun_is_a_signal_to_its_processes() -> None:
+    launcher = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {RANK!r}])"
+    with subprocess.Popen(
+        [sys.executable, "-c", launcher],
+        env=os.environ | {"TORCHELASTIC_RUN_ID": "none"},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert int(process.stdout.readline()) > 0
+        process.kill()
+        assert process.stdout.readline() == f"{signal.SIGTERM:d}\n"
+        assert process.stdout.read() == ""  # the rank has ended
 
 
 def test_stop_is_asked_like_a_question() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ from types import FrameType
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 # torchrun passes on what its process group got as well: within these seconds it is one signal.
 TORCHRUN_ECHO_SECONDS = 5.0
+PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 class Stopped(BaseException):
@@ -70,10 +73,21 @@ def stop_signals() -> Iterator[Stop]:
             raise Stopped(stop.signal)
 
     before = {number: signal.signal(number, take) for number in SIGNALS}
+    signal_at_launchers_end(signal.SIGTERM)
     try:
         yield stop
     finally:
+        signal_at_launchers_end(0)
         for number, handler in before.items():
             # torchrun's word to end may still come, and must not change the exit code.
             late = stop.signal and stop.echo_seconds
             signal.signal(number, signal.SIG_IGN if late else handler)
+
+
+def signal_at_launchers_end(number: int) -> None:
+    """Ask Linux for a signal when torchrun ends; 0 for none.
+
+    Killed, it leaves its processes to themselves, and they would hold the GPUs to the run's end.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
