@@ -59,8 +59,9 @@ def draw_curves(out: Path, title: str) -> None:
     axes = figure.subplots(
         len(panels), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights}
     )[:, 0]
+    drawn = thinned(train)
     for draw, axis in zip(panels, axes, strict=True):
-        draw(axis, thinned(train), held_out)
+        draw(axis, drawn, held_out)
         axis.grid(True, alpha=0.3)
     figure.suptitle(title)
     axes[0].set_xlim(0, max(line["step"] for line in lines) * 1.02)
@@ -225,7 +226,7 @@ def _draw_rate(axes: Axes, train: Rows, held_out: Rows) -> None:
 def _draw_throughput(axes: Axes, train: Rows, held_out: Rows) -> None:
     _plot(axes, train, "images_per_s", color="C1")
     axes.set_ylabel("images/s")
-    axes.set_ylim(0, None)
+    axes.set_ylim(0, 1.1 * max(line["images_per_s"] for line in train))
 
 
 def _draw_waits(axes: Axes, train: Rows, held_out: Rows) -> None:
@@ -264,7 +265,7 @@ def _mean(rows: Rows) -> dict[str, Any]:
     def mean(values: Sequence[Any]) -> Any:
         if isinstance(values[0], dict):
             return {key: mean([value[key] for value in values]) for key in values[0]}
-        return float(np.mean(values))
+        return float(sum(values) / len(values))
 
     keys = ("loss", "terms", "lr", "images_per_s", "data_wait", "waits")
     return {"step": rows[-1]["step"], **{key: mean([row[key] for row in rows]) for key in keys}}
