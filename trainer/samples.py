@@ -151,7 +151,7 @@ class Samples:
 
     def rows(self, count: int) -> Rows:
         """New memory for a batch."""
-        return self.rows_in(memoryview(bytearray(self.bytes_of(count))), count)
+        return self.rows_in(memoryview(mmap.mmap(-1, self.bytes_of(count))), count)
 
     def rows_in(self, memory: memoryview, count: int) -> Rows:
         """A batch's arrays laid out in given memory: `bytes_of(count)` bytes at a page's start."""
