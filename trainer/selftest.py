@@ -24,18 +24,25 @@ from pathlib import Path
 from typing import Any
 
 from trainer import chaos
+from trainer.dataset import Dataset
 from trainer.errors import TrainerError
 from trainer.faulty import Faults, FaultyServer, faulty_server
 from trainer.verdict import verdict
 
-SIZE_PX, BATCH_SIZE, MICRO_BATCHES, CHECKPOINT_EVERY = 32, 12, 6, 3
-LR = 1e-4  # a small one: rounding errors grow with the rate, and are what is measured
+ARCH = "mobilenet_v2"  # of ours the quickest at this size, and full of batch norms
+SIZE_PX, BATCH_SIZE, MICRO_BATCHES, CHECKPOINT_EVERY = 32, 48, 6, 3
+# Sums of several processes are added in another order. With Adam such errors grow to the size of
+# a step wherever a gradient is nearly 0, and with them the network: at this rate it stays where it
+# was, and what a run computed can be told from what it should have.
+LR = 1e-6
+DECODED = "1MB"  # a part of the samples
 MAX_SAMPLES = 20_000
 FAULT_PROBABILITY = 0.1  # of a request for a part of a shard
 EARLY_PROBABILITY = 0.2  # of a strike before the first step
 RUN_SECONDS, END_SECONDS = 900.0, 90.0
-# Sums of several processes are added in another order; measured, see CHECKPOINT.md.
-WEIGHTS_TOLERANCE, LOSS_TOLERANCE = 1e-2, 1e-3
+# Of what the run moved the weights, and of its mean loss. Measured with 3 processes: 0.09, 2e-5;
+# one of the six parts of each batch left out: see tests/test_trainer_chaos.py.
+WEIGHTS_TOLERANCE, LOSS_TOLERANCE = 0.25, 2e-4
 
 Say = Callable[[str], None]
 
@@ -47,7 +54,7 @@ class Options:
     data: Path
     seed: int = 0
     rounds: int = 9
-    epochs: int = 2
+    epochs: int = 6
 
 
 @dataclass
@@ -105,7 +112,7 @@ def selftest(options: Options, folder: Path, say: Say) -> str:
             f"{options.data}: {dataset.samples} samples; the self-test reads a dataset several "
             f"times, give one of at most {MAX_SAMPLES} (`builder build ... --samples 600`)"
         )
-    threads, shared = threading.active_count(), chaos.shared_memory()
+    before, shared = (threading.active_count(), open_files()), chaos.shared_memory()
     faults = Faults(probability=FAULT_PROBABILITY, seed=options.seed, ends=".tar", hang_seconds=1)
     with faulty_server(options.data, faults) as server:
         stage = Stage(
@@ -122,8 +129,8 @@ def selftest(options: Options, folder: Path, say: Say) -> str:
             calm, same, elastic = play(stage, server)
         finally:
             chaos.kill(chaos.living(stage.mark))
-    if threading.active_count() > threads:
-        raise TrainerError("the server's threads outlived it")
+    if (threading.active_count(), open_files()) > before:
+        raise TrainerError("threads or sockets of the faulty server outlived it")
     left = chaos.leftovers([folder], folder / "tmp", shared)
     if left:
         raise TrainerError(f"left behind: {', '.join(left[:5])}; all is kept in {folder}")
@@ -131,6 +138,7 @@ def selftest(options: Options, folder: Path, say: Say) -> str:
         calm.out,
         same.out,
         elastic.out,
+        weights_at_start(dataset, options.seed),
         train_samples(dataset.samples),
         options.epochs,
         weights_tolerance=WEIGHTS_TOLERANCE,
@@ -139,6 +147,19 @@ def selftest(options: Options, folder: Path, say: Say) -> str:
     for line in said:
         say(line)
     return account(stage)
+
+
+def weights_at_start(dataset: Dataset, seed: int) -> dict[str, Any]:
+    """The weights of a run before its first step, as setup.py makes them."""
+    import torch
+
+    from trainer.models import build_model
+    from trainer.setup import outputs_of
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build_model(ARCH, outputs_of(dataset))
+    return {name: tensor.double().numpy() for name, tensor in model.state_dict().items()}
 
 
 def account(stage: Stage) -> str:
@@ -161,6 +182,11 @@ def account(stage: Stage) -> str:
             f"strikes came in time ({said}); try more --epochs, or another --seed"
         )
     return f"same as the calm run, after {said}; nothing left behind"
+
+
+def open_files() -> int:
+    """How many files and sockets this process has open."""
+    return len(list((chaos.PROC / "self" / "fd").iterdir()))
 
 
 def train_samples(samples: int) -> int:
@@ -273,11 +299,13 @@ def launch(
         words += ["torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
         words += ["--log-dir", str(stage.folder / "logs" / "torchrun"), "-m"]
     words += ["trainer", "pretrain", "--data", data, "--out", str(track.out), *stage.task]
-    words += ["--arch", "resnet18", "--size", str(SIZE_PX), "--batch-size", str(BATCH_SIZE)]
+    words += ["--arch", ARCH, "--size", str(SIZE_PX), "--batch-size", str(BATCH_SIZE)]
     words += ["--micro-batches", str(MICRO_BATCHES), "--epochs", str(stage.options.epochs)]
     words += ["--lr", str(LR), "--seed", str(stage.options.seed), "--device", "cpu"]
     words += ["--precision", "fp32", "--workers", "1", "--window", "2"]
     words += ["--checkpoint-every", str(CHECKPOINT_EVERY), "--cache", str(stage.folder / "cache")]
+    if track.begun % 2 == 0:  # the same batches, decoded once
+        words += ["--cache-decoded", DECODED]
     stage.runs += 1
     log = stage.folder / "logs" / f"{stage.runs:03d}-{track.out.name}-{world}.txt"
     log.parent.mkdir(exist_ok=True)

@@ -45,7 +45,7 @@ def doctor(**options: object) -> None:
               help="A folder; small, such as `builder build ... --samples 600`.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, help="Other moments, other damage.")
 @click.option("--rounds", type=click.IntRange(0, 1000), default=9, help="Strikes.")
-@click.option("--epochs", type=click.IntRange(1, 1000), default=2, help="Of each run.")
+@click.option("--epochs", type=click.IntRange(1, 1000), default=6, help="Of each run.")
 @click.option("--keep", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
               help="Work in DIR, and keep it all.  [default: a temporary folder]")  # fmt: skip
 def selftest(
