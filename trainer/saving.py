@@ -36,8 +36,8 @@ def save(this: Setup, at: Progress, node: Node, options: Options, stop: Stop, ba
     lines = epoch_lines(ledger, at.cursor)
     at.quarantined = left_out(this, at, node)
     check_lines(lines, at.quarantined)
-    at.saved_step, at.saved_seconds = at.step, at.seconds
     if this.log is None or this.place is None:
+        at.saved_step, at.saved_seconds = at.step, at.seconds
         return
     if held is not None:
         loss, *terms = held
@@ -56,6 +56,7 @@ def save(this: Setup, at: Progress, node: Node, options: Options, stop: Stop, ba
         quarantined=at.quarantined,
         keep=options.keep,
     )
+    at.saved_step, at.saved_seconds = at.step, at.seconds
     out = this.place.folder
     write_ledger(out, this.order, lines, at.quarantined)
     draw_curves(out, title_of(this.run))

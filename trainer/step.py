@@ -77,7 +77,9 @@ def padded(part: Batch) -> Batch:
 
 
 def weights_of(rows: int, part: Batch, batch_size: int, device: torch.device) -> torch.Tensor:
-    """What each row counts for, float32 [rows]: 1 / batch_size, but 0 for one that fills up."""
-    weights = torch.full((rows,), 1 / batch_size, device=device)
-    weights[len(part.index) :] = 0
-    return weights
+    """What each row counts for, float32 [rows]: 1 / batch_size, a sample and its copy half each.
+
+    Copies of unequal weight would ask batch norm for the slope between them, which has none where
+    they are all of a part: gradients of 1e38 in a deep network. Zeros that fill up count 0.
+    """
+    return torch.full((rows,), len(part.index) / (rows * batch_size), device=device)
