@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -18,23 +19,28 @@ from trainer.task import Task, losses_of
 
 LEAST_GAIN = 1.05  # compiled only where it is 5 % faster: it costs a minute at each start
 RUNS = 5
-# Compiled gradients may be as far from those of float32 as eager ones twice over, and in float32
-# itself this far: fused sums round otherwise.
-TOLERANCE = 1e-3
+# How far the compiled step may be from eager float32, beside twice what eager itself is off by in
+# bf16. Losses change smoothly with rounding; gradients do not where a ReLU changes sides: 0.5 % was
+# seen of one in a batch of 8. Wrong code is off by tenths.
+LOSS_TOLERANCE = 1e-4
+GRADIENT_TOLERANCE = 2e-2
 
 
 class Finding(NamedTuple):
-    """What a trial of the compiled step came to."""
+    """What a trial of the compiled step came to; errors are relative, of all values as one vector.
 
-    error: float  # relative, of all gradients as one vector
-    allowed: float
+    Each error is at most 1 where it is allowed.
+    """
+
+    loss_error: float
+    gradient_error: float
     eager_s: float
     compiled_s: float
 
     @property
     def right(self) -> bool:
-        """Whether the gradients are the network's; not for nan."""
-        return self.error <= self.allowed
+        """Whether losses and gradients are the network's; not for nan."""
+        return self.loss_error <= 1 and self.gradient_error <= 1
 
 
 def wanted(option: str, device: torch.device) -> bool:
@@ -48,39 +54,40 @@ def try_compiled(task: Task, model: nn.Module, compiled: nn.Module, part: Batch)
     `part` is on the device. Weights, buffers and gradients of the model are as before.
     """
     with untouched(model):
-        eager = gradients(task, model, part)
+        eager = step_of(task, model, part)
         exact = eager
         if task.bf16:
-            exact = gradients(Task(**{**vars(task), "bf16": False}), model, part)
-        found = gradients(task, compiled, part)
-        size = exact.norm().clamp_min(1e-30)
-        error = float((found - exact).norm() / size)
-        allowed = 2 * float((eager - exact).norm() / size) + TOLERANCE
+            exact = step_of(replace(task, bf16=False), model, part)
+        found = step_of(task, compiled, part)
+        loss_error = share_of_allowed(found[0], eager[0], exact[0], LOSS_TOLERANCE)
+        gradient_error = share_of_allowed(found[1], eager[1], exact[1], GRADIENT_TOLERANCE)
         del eager, exact, found
         seconds: dict[str, list[float]] = {"eager": [], "compiled": []}
         for _ in range(RUNS):  # in turn, so that a machine's moods meet both
             for name, network in (("eager", model), ("compiled", compiled)):
                 seconds[name].append(timed(task, network, part))
-    return Finding(
-        error,
-        allowed,
-        statistics.median(seconds["eager"]),
-        statistics.median(seconds["compiled"]),
-    )
+    eager_s, compiled_s = (statistics.median(each) for each in seconds.values())
+    return Finding(loss_error, gradient_error, eager_s, compiled_s)
+
+
+def share_of_allowed(found: Tensor, eager: Tensor, exact: Tensor, tolerance: float) -> float:
+    """The error of `found`, as a share of what it may be."""
+    size = exact.norm().clamp_min(1e-30)
+    allowed = 2 * (eager - exact).norm() / size + tolerance
+    return float((found - exact).norm() / size / allowed)
 
 
 def warm_up(task: Task, model: nn.Module, compiled: nn.Module, part: Batch) -> None:
     """Compile now, where a signal ends the process at once, and not in the first step."""
     with untouched(model):
-        gradients(task, compiled, part)
+        step_of(task, compiled, part)
 
 
-def gradients(task: Task, network: nn.Module, part: Batch) -> Tensor:
-    """All gradients of the mean loss of a part, as one float32 vector."""
-    parameters = list(network.parameters())
+def step_of(task: Task, network: nn.Module, part: Batch) -> tuple[Tensor, Tensor]:
+    """The losses of a part, and all gradients of their mean as one float32 vector."""
     losses, _ = losses_of(task, network, part)
-    found = torch.autograd.grad(losses.mean(), parameters)
-    return torch.cat([gradient.flatten().float() for gradient in found])
+    found = torch.autograd.grad(losses.mean(), list(network.parameters()))
+    return losses.detach(), torch.cat([gradient.flatten().float() for gradient in found])
 
 
 def timed(task: Task, network: nn.Module, part: Batch) -> float:
@@ -132,7 +139,7 @@ def verdict(right: bool, eager_s: float, compiled_s: float) -> tuple[bool, str]:
     measured = f"{gain:.2f} times as fast as eager ({1e3 * compiled_s:.1f} against "
     measured += f"{1e3 * eager_s:.1f} ms)"
     if not right:
-        return False, f"torch.compile: its gradients are wrong ({measured}): not taken."
+        return False, f"torch.compile: its numbers are wrong ({measured}): not taken."
     if gain < LEAST_GAIN:
         return False, f"torch.compile: {measured}: not taken."
     return True, f"torch.compile: {measured}: taken."
