@@ -124,7 +124,7 @@ def test_show_draws_figure_5(
     more = ["--steps", 2, "--loss", loss, "--holdout", holdout]
     result = pretrain(Path("data"), Path("run"), *more)
     assert result.exit_code == 0, result.output
-    assert "2 steps x 4 = 8 samples" in result.output
+    assert "2 steps of 4, 8 samples" in result.output
     monkeypatch.chdir("/")  # the data's path in run.json holds from everywhere
     # Sample 9, the one held out, lies in the last shard: the others need not be read.
     flip_byte(tmp_path / "data/data/train-00001-of-00003.tar", 600)
@@ -140,7 +140,7 @@ def test_show_draws_figure_5(
     with Image.open(tmp_path / "run" / "figure5.png") as image:
         rows = 6 if holdout == 0 else 1
         assert image.width > 500
-        assert image.height == 120 * (2 * rows + 0.6)
+        assert image.height == rows * 224 + (rows - 1) * 6 + 76  # cells, gaps, title and margin
 
 
 def test_show_finds_moved_data(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,12 @@ import trainer.saving
 import trainer.setup
 import trainer.train
 from tests.shards_by_hand import write_dataset
+from tests.slots import Slots
+from trainer.dataset import read_dataset
+from trainer.feed import Feed
+from trainer.loader import batches_from
 from trainer.run import Duration
+from trainer.samples import Samples
 from trainer.setup import Options
 from trainer.stops import SIGNALS, Stop, Stopped, stop_signals
 from trainer.train import pretrain
@@ -163,3 +170,34 @@ def test_signal_anywhere_ends_in_one_line(
     assert (tmp_path / "run" / "checkpoint.json").exists() == (step is not None)
     assert not (tmp_path / "run" / "backbone.json").exists()
     assert not list((tmp_path / "run").glob(".*.tmp-*"))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batch_that_was_given_up_comes_at_the_next_call(data: Path, workers: int) -> None:
+    slots = Slots(data, read_dataset(data))
+    parts = [[0, 1], [4, 5], [2, 3]]
+    samples = Samples(read_dataset(data), Late(slots, data.parent / f"here-{workers}"))
+    with batches_from(samples, iter(parts), workers, on_cuda=False) as stream:
+        feed = Feed(None, stream, count=2)  # type: ignore[arg-type]
+        start = time.monotonic()
+        assert not feed.fill(0.3, lambda: False)  # shard 1 does not come: given up by the clock
+        assert not feed.fill(60, lambda: time.monotonic() > start + 0.6)  # and for a signal
+        (data.parent / f"here-{workers}").touch()
+        assert feed.fill(60, lambda: False)
+        taken = list(feed.take())
+    assert [part.index.tolist() for part, _ in taken] == parts[:2]
+    assert [more for _, more in taken] == [True, False]
+
+
+class Late:
+    """Shards of which the second is not there before a file is."""
+
+    def __init__(self, slots: Slots, sign: Path) -> None:
+        self.slots, self.sign = slots, sign
+
+    def shard(self, shard: int, stop: Callable[[], bool]) -> Any:
+        while shard == 1 and not self.sign.exists():
+            if stop():
+                raise Stopped
+            time.sleep(0.01)
+        return self.slots.shard(shard, stop)

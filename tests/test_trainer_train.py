@@ -71,7 +71,7 @@ def assert_same_weights(out: Path, expected: Path) -> None:
 def test_run_folder_holds_what_the_page_says(undisturbed: Path) -> None:
     assert sorted(path.name for path in undisturbed.iterdir()) == [
         ".lock", "backbone.json", "backbone.safetensors", "checkpoint-00000010.safetensors",
-        "checkpoint.json", "curves.png", "ledger.json", "metrics.jsonl", "run.json",
+        "checkpoint.json", "curves.png", "figure5", "ledger.json", "metrics.jsonl", "run.json",
     ]  # fmt: skip
     lines = read_metrics(undisturbed)
     assert [(line["kind"], line["step"]) for line in lines] == [("train", 10), ("holdout", 10)]
