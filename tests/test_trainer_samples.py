@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import struct
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from tests.shards_by_hand import flip_byte, write_dataset
 from tests.slots import Slots, dataset_of
 from trainer import images
 from trainer.cache import Cache
-from trainer.dataset import Dataset, ImageFormat, ShardRecord
+from trainer.dataset import read_dataset
 from trainer.errors import TrainerError
 from trainer.images import decode_image
 from trainer.samples import IDLE_BATCHES, Samples, read_now
@@ -246,13 +245,7 @@ def test_read_now_refuses_a_damaged_shard_and_reads_no_other(tmp_path: Path) -> 
 
 def test_labelled_samples_have_a_label_and_no_parameters(tmp_path: Path) -> None:
     images, labels = write_class_set(tmp_path)
-    index = json.loads((tmp_path / "dataset.json").read_text())
-    dataset = Dataset.model_construct(
-        contents="labels",
-        samples=index["samples"],
-        image=ImageFormat(**index["image"]),
-        shards=[ShardRecord(**shard) for shard in index["shards"]],
-    )
+    dataset = read_dataset(tmp_path)
     batch = Samples(dataset, Slots(tmp_path, dataset)).batch([7, 0, 9])
     assert batch.normal.tolist() == [labels[7], labels[0], labels[9]] == [1, 0, 1]
     assert batch.theta.shape == (3, 0)
