@@ -13,6 +13,7 @@ from trainer import __version__
 from trainer.choices import Arch, Schedule
 from trainer.errors import TrainerError
 from trainer.options import Bytes, FiniteRange
+from trainer.tools_cli import doctor, selftest
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 DEFAULT_EPOCHS = 50.0
@@ -124,6 +125,10 @@ def show(run: str, data: str | None, png: Path | None) -> None:
         png = png or (Path() if is_remote(run) else Path(run)) / "figure5.png"
         what, error = show(run, data, png)
         click.echo(f"{png}: {what}, error {error:.1f} grey levels (root mean square)")
+
+
+main.add_command(doctor)
+main.add_command(selftest)
 
 
 @contextmanager

@@ -178,9 +178,12 @@ def measure_decode(found: Findings, samples: Samples, options: Options) -> None:
     samples.close()
     found.decode_of_one = one
     blank = Blank(samples.dataset, samples.node)
-    endless = (indices() for _ in itertools.count())
-    several = through_workers(samples, endless, found.workers, SHARES["workers"] * seconds)
-    handed = through_workers(blank, endless, found.workers, SHARES["hand-off"] * seconds)
+
+    def rate(source: Samples, share: float) -> float:
+        parts = (indices() for _ in itertools.count())
+        return through_workers(source, parts, found.workers, share * seconds)
+
+    several, handed = rate(samples, SHARES["workers"]), rate(blank, SHARES["hand-off"])
     found.add("decode", several, f"{found.workers} workers; one alone {one:,.0f} images/s")
     found.add("hand-off", handed, "worker to trainer, nothing decoded")
 
@@ -199,11 +202,17 @@ def measure_device(
     found: Findings, samples: Samples, options: Options, device: torch.device, end: float
 ) -> None:
     """Forward, backward and step on a batch that is at hand; then with the loader."""
-    step, rows = stepper(samples, options, device, end)
+    step = stepper(samples, options, device)
     count = samples.dataset.shards[0].samples
-    batch = samples.batch([i % count for i in range(rows)])
-    left = max(0.5, end - time.monotonic())
-    rate = rate_of(lambda: step(batch), 0.5 * left)
+    least = samples.batch([0, 1 % count])
+    step(least)
+    rows, rate = 2, rate_of(lambda: step(least), 0, warm_up=0)
+    left = end - time.monotonic()
+    affordable = options.batch_size if found.on_cuda else int(left / 8 * rate)
+    if affordable > rows:
+        rows = min(options.batch_size, affordable)
+        batch = samples.batch([i % count for i in range(rows)])
+        rate = rate_of(lambda: step(batch), 0.4 * left)
     found.threads = torch.get_num_threads()
     found.add("device", rate, f"{options.arch}, batches of {rows}, {device.type}")
     left = end - time.monotonic()
@@ -214,10 +223,8 @@ def measure_device(
         found.measured = rate_of(lambda: step(next_batch(stream, never)), left)
 
 
-def stepper(
-    samples: Samples, options: Options, device: torch.device, end: float
-) -> tuple[Callable[[Batch], int], int]:
-    """A training step, and how many rows it may have: the batch's, fewer on a slow device."""
+def stepper(samples: Samples, options: Options, device: torch.device) -> Callable[[Batch], int]:
+    """A training step of a fresh network, brought to its end."""
     dataset = samples.dataset
     auto = options.precision == "auto"
     config = bare_config(
@@ -236,15 +243,7 @@ def stepper(
             torch.cuda.synchronize(device)
         return images
 
-    if device.type == "cuda":
-        return step, options.batch_size
-    least = samples.batch([0, 0])
-    step(least)
-    start = time.monotonic()
-    step(least)
-    row_seconds = (time.monotonic() - start) / 2
-    left = max(0.5, end - time.monotonic())
-    return step, min(options.batch_size, max(2, int(left / 8 / row_seconds)))
+    return step
 
 
 def rate_of(work: Callable[[], int], seconds: float, warm_up: int = 1) -> float:
