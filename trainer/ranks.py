@@ -131,7 +131,7 @@ def joined(cuda: bool) -> Iterator[Ranks]:
         yield Ranks()
         return
     wait = timedelta(minutes=PEER_MINUTES)
-    if cuda:
+    if cuda and local_rank < torch.cuda.device_count():  # where not, `pick_device` says so
         torch.cuda.set_device(local_rank)
     with peers():
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=wait)

@@ -133,8 +133,8 @@ def losses_of(task: Task, model: torch.nn.Module, batch: Batch) -> Losses:
 
 
 def wants_cuda(name: str) -> bool:
-    """Whether --device names CUDA, or `auto` finds it."""
-    return name.startswith("cuda") or (name == "auto" and torch.cuda.is_available())
+    """Whether --device names CUDA, or `auto` finds it; not where there is none."""
+    return name.startswith(("auto", "cuda")) and torch.cuda.is_available()
 
 
 def pick_device(name: str, ranks: Ranks) -> torch.device:
