@@ -166,7 +166,7 @@ def test_signal_saves_a_checkpoint_and_ends_in_one_line(
         ({"loss": "direct"}, "was started with --loss indirect, asked for direct"),
         ({"size_px": 16}, "was started with --size 32, asked for 16"),
         ({"batch_size": 5}, "was started with --batch-size 4, asked for 5"),
-        ({"lr": 0.5}, "was started with --lr 0.001, asked for 0.5"),
+        ({"lr": 0.5}, "was started with --lr 0.0003, asked for 0.5"),
         ({"seed": 1}, "was started with --seed 0, asked for 1"),
         ({"holdout": 2}, "was started with --holdout 3, asked for 2"),
         ({"holdout": 18}, "--holdout 18: of 18 samples none is left to train on"),

@@ -48,7 +48,7 @@ def main() -> None:
 @click.option("--micro-batches", type=click.IntRange(1, 65536),
               help="Parts of a batch, each with batch norms of its own; the most processes that "
               "can share the work.  [default: the processes at the start]")  # fmt: skip
-@click.option("--lr", type=FiniteRange(10), default=1e-3, help="Adam's learning rate.")
+@click.option("--lr", type=FiniteRange(10), default=3e-4, help="Adam's learning rate.")
 @click.option("--schedule", type=click.Choice(get_args(Schedule)), default="constant",
               help="cosine: down to 0 at the end of --epochs or --steps.")  # fmt: skip
 @click.option("--warmup-steps", type=click.IntRange(0, 10**9), default=0,

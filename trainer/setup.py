@@ -51,7 +51,7 @@ class Options:
     batch_size: int = 64
     micro_batches: int | None = None
     window_shards: int = DEFAULT_WINDOW_SHARDS
-    lr: float = 1e-3
+    lr: float = 3e-4
     schedule: Schedule = "constant"
     warmup_steps: int = 0
     ema: float | None = None
