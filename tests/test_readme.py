@@ -41,7 +41,10 @@ def recipe_lines() -> list[str]:
 
 
 def parse(line: str) -> click.Context:
-    program, command, *words = shlex.split(line)
+    words = shlex.split(line)
+    if words[0] == "torchrun":
+        words = words[words.index("-m") + 1 :]
+    program, command, *words = words
     subcommand = PROGRAMS[program].commands[command]
     if isinstance(subcommand, click.Group):
         command, *words = words
@@ -49,7 +52,8 @@ def parse(line: str) -> click.Context:
     return subcommand.make_context(command, words, resilient_parsing=False)
 
 
-COMMANDS = [line for line in shell_lines(ROOT / "README.md") if line.split()[0] in PROGRAMS]
+STARTERS = {*PROGRAMS, "torchrun"}
+COMMANDS = [line for line in shell_lines(ROOT / "README.md") if line.split()[0] in STARTERS]
 
 
 @pytest.mark.parametrize("line", [*COMMANDS, *recipe_lines()])
@@ -65,8 +69,8 @@ def test_a_command_with_an_unknown_option_would_be_noticed():
 def test_readme_has_the_two_commands_and_the_stages():
     lines = shell_lines(ROOT / "README.md")
     assert lines[:2] == ["make demo", "make test"]
-    assert len(COMMANDS) == 20
-    assert {line.split()[0] for line in lines} == {"make", *PROGRAMS}
+    assert len(COMMANDS) == 24
+    assert {line.split()[0] for line in lines} == {"make", *STARTERS}
 
 
 def test_files_that_the_readme_names_exist():
