@@ -14,10 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from safetensors.numpy import save_file
 
+from builder.artifacts import parse_model
+from builder.build import build
+from builder.recipe import Recipe, load_recipe
+from builder.sources import find_source
 from tests.shards_by_hand import sha256
-from trainer import chaos
+from trainer import chaos, selftest
+from trainer.cli import main
 from trainer.errors import TrainerError
 from trainer.ledger import digest, expected_sums
 from trainer.verdict import ledger_faults, loss_of_run, verdict, weights_distance
@@ -188,3 +194,43 @@ def test_weights_of_other_names_are_infinitely_far(tmp_path: Path) -> None:
     assert weights_distance(a, b, start) == 0
     save_file({"v": np.ones((1, 2), np.float32)}, b / "backbone.safetensors")
     assert weights_distance(a, b, start) == float("inf")
+
+
+@pytest.fixture(scope="module")
+def small_set(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """120 samples of 32 x 32 in twelve shards, built by the builder."""
+    fields = {**load_recipe("fine").model_dump(), "samples": 120, "samples_per_shard": 10}
+    recipe = parse_model(Recipe, {**fields, "size_px": 32}, "small")
+    out = tmp_path_factory.mktemp("chaos") / "set"
+    build(recipe, find_source(str(photographs), None, "CC0-1.0"), out, jobs=1)
+    return out
+
+
+@pytest.mark.slow
+def test_chaos_ends_where_a_calm_run_ends(small_set: Path, tmp_path: Path) -> None:
+    words = ["selftest", "--chaos", "--data", str(small_set), "--rounds", "3", "--epochs", "8"]
+    run = CliRunner().invoke(main, [*words, "--keep", str(tmp_path / "kept")])
+    assert run.exit_code == 0, run.output
+    lines = run.output.splitlines()
+    assert lines[0].startswith("calm: 18 steps, 1 process, ")
+    assert [line.split(":")[0] for line in lines[1:6]] == [
+        "round 1", "round 2", "round 3", "last", "last",
+    ]  # fmt: skip
+    assert lines[6:8] == [
+        "ledger: 8 epochs of 108 samples, each once, in all three runs",
+        "one process: the weights of the calm run, bit for bit",
+    ]
+    assert lines[9].startswith("same as the calm run, after 3 strikes (1 SIGTERM, 1 SIGUSR1, 1 all")
+    assert lines[9].endswith("; nothing left behind")
+    again = CliRunner().invoke(main, [*words, "--keep", str(tmp_path / "kept")])
+    assert again.exit_code == 1
+    assert again.output == f"Error: {tmp_path}/kept: is not empty; choose another --keep\n"
+
+
+def test_dataset_too_large_for_the_self_test_is_refused(
+    small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selftest, "MAX_SAMPLES", 100)
+    with pytest.raises(TrainerError, match=r"120 samples; .* give one of at most 100 \(`builder"):
+        selftest.selftest(selftest.Options(small_set), tmp_path, print)
+    assert list(tmp_path.iterdir()) == []
