@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import mmap
 import tarfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -201,13 +203,77 @@ def test_count_that_the_shard_has_no_room_for_is_refused(tmp_path: Path, kind: s
     write_dataset(tmp_path)
     index = json.loads((tmp_path / "dataset.json").read_text())
     if kind == "data":
-        index["shards"][1]["samples"] += 10**15
-        index["samples"] += 10**15
+        index["shards"][1]["samples"] += 10**6
+        index["samples"] += 10**6
     else:
-        index["normals"]["shards"][0]["samples"] += 10**15
-        index["normals"]["count"] += 10**15
+        index["normals"]["shards"][0]["samples"] += 10**6
+        index["normals"]["count"] += 10**6
     (tmp_path / "dataset.json").write_text(json.dumps(index))
-    assert "bytes cannot hold the 1000000000000" in refusal(tmp_path)
+    assert "bytes cannot hold the 100000" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("value", [10**13, 10**18, 10**19, 10**30, -1, 1.5])
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("samples",),
+        ("theta", "components"),
+        ("theta", "length"),
+        ("normals", "count"),
+        ("normals", "shards", 0, "samples"),
+        ("shards", 1, "samples"),
+        ("shards", 1, "bytes"),
+        ("image", "size_px"),
+    ],
+)
+def test_number_that_cannot_be_is_refused(
+    tmp_path: Path, path: tuple[str | int, ...], value: float
+) -> None:
+    write_dataset(tmp_path)
+    index = json.loads((tmp_path / "dataset.json").read_text())
+    *parents, key = path
+    place = index
+    for parent in parents:
+        place = place[parent]
+    place[key] = value
+    (tmp_path / "dataset.json").write_text(json.dumps(index))
+    with pytest.raises(TrainerError) as error:
+        read_dataset(tmp_path)
+    assert "\n" not in error.value.message
+
+
+def test_more_normals_than_memory_are_refused(tmp_path: Path) -> None:
+    write_dataset(tmp_path)
+    index = json.loads((tmp_path / "dataset.json").read_text())
+    normals, count = index["normals"], 10**7
+    index["image"]["size_px"] = 4096
+    normals["shards"][0] |= {"samples": count, "bytes": 1024 * count}
+    normals["count"] = count
+    (tmp_path / "dataset.json").write_text(json.dumps(index))
+    line = refusal(tmp_path)
+    assert f"{count} normal images of 4096 px take {count * 3 * 4096**2} bytes, more memory" in line
+
+
+def test_large_members_are_refused_by_their_headers_alone(tmp_path: Path) -> None:
+    held = 70_000  # more than 4 * 16 * 16 * 3 + 65536 bytes
+    write_dataset(
+        tmp_path / "image",
+        edit=lambda name, data: data + bytes(held) if name == "000000005.webp" else data,
+    )
+    assert "000000005: image of 7" in refusal(tmp_path / "image")
+    write_dataset(
+        tmp_path / "theta",
+        edit=lambda name, data: data + bytes(2**24) if name == "000000005.theta.npy" else data,
+    )
+    storage, cache = Folder(tmp_path / "theta"), Cache(tmp_path / "cache", 0)
+    dataset = read_dataset(storage)
+    with open_shard(storage, cache, dataset.shards[1]) as file:
+        view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    tracemalloc.start()
+    with pytest.raises(BadShard, match=r"000000005: theta.npy 16777292 bytes of data, expected 76"):
+        index_shard(view, dataset, 1, 4)
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
 
 
 PARAMETER_EDITS: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,13 +14,21 @@ from trainer.artifacts import Model, Sha256, canonical_json, parse_model, sha256
 from trainer.errors import TrainerError
 from trainer.storage import Storage, open_storage
 
+# No number of a file may be larger than what the trainer counts in, or could ever hold.
+MAX_SAMPLES = 2**53
+MAX_SHARD_SAMPLES = 10**7
+MAX_SHARD_BYTES = 2**40
+MAX_NORMALS = 10**7
+MAX_COMPONENTS = 1024
+BLOCK = 512  # a tar is made of blocks of 512 bytes
+
 
 class ShardRecord(Model):
     """One tar: its path below the dataset folder, how many samples, how many bytes, its hash."""
 
     name: str = Field(pattern=r"^(data/(train|theta)|normals/normals)-\d{5,7}-of-\d{5,7}\.tar$")
-    samples: int = Field(ge=1)
-    bytes: int = Field(ge=1)
+    samples: int = Field(ge=1, le=MAX_SHARD_SAMPLES)
+    bytes: int = Field(ge=1, le=MAX_SHARD_BYTES)
     sha256: Sha256
 
 
@@ -36,9 +45,9 @@ class ImageFormat(Model):
 class ThetaFormat(Model):
     """The parameter vector: K components of C+6 values, then the scale."""
 
-    components: int = Field(ge=1)
+    components: int = Field(ge=1, le=MAX_COMPONENTS)
     channels: Literal[1, 3]
-    length: int = Field(ge=1)
+    length: int = Field(ge=1, le=MAX_COMPONENTS * 9 + 1)
 
 
 class Recipe(Model):
@@ -52,7 +61,7 @@ class Recipe(Model):
 class Normals(Model):
     """The normal images: count and shards; `source` (provenance) is not the trainer's concern."""
 
-    count: int = Field(ge=1)
+    count: int = Field(ge=1, le=MAX_NORMALS)
     suffix: Literal["webp"]
     source: dict[str, Any]
     shards: list[ShardRecord]
@@ -75,7 +84,7 @@ class Dataset(Model):
     content_sha256: Sha256
     contents: Literal["images", "parameters", "labels"]
     classes: list[str] = Field(default_factory=list)
-    samples: int = Field(ge=1)
+    samples: int = Field(ge=1, le=MAX_SAMPLES)
     image: ImageFormat
     theta: ThetaFormat
     normals: Normals
@@ -117,7 +126,24 @@ def read_dataset(data: Storage | Path | str) -> Dataset:
         return labelled_dataset(fields, where)
     dataset = parse_model(Dataset, fields, where)
     _refuse_contradictions(dataset, where)
+    least = 4 * dataset.theta.length
+    least += 3 * BLOCK if dataset.contents == "images" else 4
+    refuse_crowds(dataset.shards, least, where)
+    refuse_crowds(dataset.normals.shards, 2 * BLOCK, where)
     return dataset
+
+
+def refuse_crowds(shards: Sequence[ShardRecord], least_bytes: int, where: str) -> None:
+    """TrainerError where a shard has no room for its samples, of `least_bytes` bytes or more each.
+
+    Nobody makes arrays of a size that no file bears out.
+    """
+    for shard in shards:
+        if shard.samples * least_bytes > shard.bytes:
+            raise TrainerError(
+                f"{where}: {shard.name}: {shard.bytes} bytes cannot hold the {shard.samples} "
+                f"samples of at least {least_bytes} bytes that it says; build the dataset again"
+            )
 
 
 def _refuse_contradictions(dataset: Dataset, where: str) -> None:

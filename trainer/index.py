@@ -18,11 +18,11 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import numpy.typing as npt
 
-from trainer.dataset import Dataset, ShardRecord
+from trainer.dataset import BLOCK, Dataset, ImageFormat, ShardRecord
 from trainer.errors import TrainerError
 
-BLOCK = 512  # a tar is made of blocks of 512 bytes
 MAX_JSON_BYTES = 65536
+MAX_HEADER_BYTES = 65536  # of an encoded image, beside what its plain pixels would take
 PI_SUM_TOLERANCE = 1e-5  # SHARDS.md: float32 rounding of K weights
 
 Bytes = bytes | mmap.mmap
@@ -47,27 +47,11 @@ def index_shard(view: Bytes, dataset: Dataset, number: int, first: int) -> Rows:
     Checks member names, JSON, theta and labels; raises BadShard.
     """
     shard = dataset.shards[number]
-    _check_room(dataset, shard)
     if dataset.contents == "labels":
         return _index_labels(view, dataset, shard, first)
     if dataset.contents == "parameters":
         return _index_parameters(view, dataset, shard, first)
     return _index_images(view, dataset, shard, first)
-
-
-def _check_room(dataset: Dataset, shard: ShardRecord) -> None:
-    """Refuse a count that the file has no room for, before arrays are made of that size."""
-    least = 4 * dataset.theta.length + (4 if dataset.contents == "parameters" else 3 * BLOCK)
-    refuse_crowd(shard, least)
-
-
-def refuse_crowd(shard: ShardRecord, least_bytes: int) -> None:
-    """BadShard where the samples cannot all have the least bytes that one takes."""
-    if shard.samples * least_bytes > shard.bytes:
-        raise BadShard(
-            f"{shard.name}: {shard.bytes} bytes cannot hold the {shard.samples} samples of at "
-            f"least {least_bytes} bytes that dataset.json says; build the dataset again"
-        )
 
 
 def _index_images(view: Bytes, dataset: Dataset, shard: ShardRecord, first: int) -> Rows:
@@ -77,15 +61,16 @@ def _index_images(view: Bytes, dataset: Dataset, shard: ShardRecord, first: int)
     for row, members in enumerate(
         members_of(view, shard, first, (image.suffix, "theta.npy", "json"))
     ):
-        (start, count), (theta_start, theta_bytes), meta = members
-        data = view[theta_start : theta_start + theta_bytes]
+        (start, count), theta, meta = members
         try:
-            thetas[row] = parse_theta(data, length)
+            _refuse_large_image(count, image)
+            payload = theta[0] + npy_payload(view, theta, "<f4", (length,), "theta.npy")
+            thetas[row] = np.frombuffer(view, "<f4", length, payload)
             fields = sample_json(view, meta, first + row, _KEYS)
             normal = _normal_index(fields["normal"], normals)
         except ValueError as fault:
             raise BadShard(f"{shard.name}: {key_of(first + row)}: {fault}") from None
-        rows[row] = start, count, theta_start, theta_bytes, normal
+        rows[row] = start, count, *theta, normal
     check_thetas(thetas, dataset.theta.channels, lambda r: f"{shard.name}: {key_of(first + r)}")
     return rows
 
@@ -126,6 +111,7 @@ def _index_labels(view: Bytes, dataset: Dataset, shard: ShardRecord, first: int)
     suffixes = (dataset.image.suffix, "cls", "json")
     for row, ((start, count), mark, meta) in enumerate(members_of(view, shard, first, suffixes)):
         try:
+            _refuse_large_image(count, dataset.image)
             label = _label(view[mark[0] : mark[0] + min(mark[1], 10)], len(dataset.classes))
             fields = sample_json(view, meta, first + row, _LABELLED_KEYS)
             if fields["category"] != dataset.classes[label]:
@@ -149,6 +135,13 @@ def _label(data: bytes, classes: int) -> int:
     return int(data)
 
 
+def _refuse_large_image(count: int, image: ImageFormat) -> None:
+    """ValueError for more bytes than any codec needs: readers ask for them in one piece."""
+    most = 4 * image.size_px**2 * image.channels + MAX_HEADER_BYTES
+    if count > most:
+        raise ValueError(f"image of {count} bytes, more than the {most} that its pixels may take")
+
+
 def npy_payload(view: Bytes, member: Member, kind: str, shape: tuple[int, ...], name: str) -> int:
     """The bytes of an npy member before its numbers; ValueError unless it is of kind and shape."""
     start, size = member
@@ -161,12 +154,6 @@ def npy_payload(view: Bytes, member: Member, kind: str, shape: tuple[int, ...], 
     if fault is not None:
         raise ValueError(f"{name} {fault}")
     return header_bytes
-
-
-def parse_theta(data: bytes, length: int) -> npt.NDArray[np.float32]:
-    """The float32 [length] array of an npy member; ValueError for any other dtype or shape."""
-    header_bytes = npy_payload(data, (0, len(data)), "<f4", (length,), "theta.npy")
-    return np.frombuffer(data, "<f4", offset=header_bytes)
 
 
 @functools.lru_cache(maxsize=64)  # every sample has the same header

@@ -8,7 +8,17 @@ from typing import Any, Literal
 from pydantic import Field
 
 from trainer.artifacts import Model, Sha256, parse_model
-from trainer.dataset import Dataset, ImageFormat, Normals, Recipe, ShardRecord, ThetaFormat
+from trainer.dataset import (
+    BLOCK,
+    MAX_SAMPLES,
+    Dataset,
+    ImageFormat,
+    Normals,
+    Recipe,
+    ShardRecord,
+    ThetaFormat,
+    refuse_crowds,
+)
 from trainer.errors import TrainerError
 
 FORMAT = "semiformula-classes"
@@ -19,7 +29,7 @@ class ClassCount(Model):
     """One class: its name and how many samples carry its label, which is its place in the list."""
 
     category: str = Field(min_length=1)
-    samples: int = Field(ge=1)
+    samples: int = Field(ge=1, le=MAX_SAMPLES)
 
 
 class ClassSet(Model):
@@ -32,7 +42,7 @@ class ClassSet(Model):
     seed: int = Field(ge=0)
     samples_per_shard: int = Field(ge=1)
     content_sha256: Sha256
-    samples: int = Field(ge=1)
+    samples: int = Field(ge=1, le=MAX_SAMPLES)
     classes: list[ClassCount] = Field(min_length=2, max_length=MAX_CLASSES)
     image: ImageFormat
     source: dict[str, Any]
@@ -47,6 +57,7 @@ def labelled_dataset(fields: object, where: str) -> Dataset:
     """
     found = parse_model(ClassSet, fields, where)
     _refuse_contradictions(found, where)
+    refuse_crowds(found.shards, 3 * BLOCK, where)
     name = found.source.get("name")
     none: dict[str, Any] = {"components": None, "channels": found.image.channels, "length": 0}
     presented: dict[str, Any] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import mmap
 import os
 from collections.abc import Callable, Sequence
@@ -16,8 +17,9 @@ from tqdm import tqdm
 
 from trainer.cache import Cache, hash_of
 from trainer.dataset import Dataset, ShardRecord
+from trainer.errors import TrainerError
 from trainer.images import decode_image
-from trainer.index import BLOCK, BadShard, key_of, members_of, refuse_crowd, sample_json
+from trainer.index import BadShard, key_of, members_of, sample_json
 from trainer.storage import Storage
 
 _NORMAL_KEYS = frozenset(("index", "category", "path", "sha256", "licence"))
@@ -80,10 +82,14 @@ def read_normals(storage: Storage, cache: Cache, dataset: Dataset) -> npt.NDArra
     decoded, in one line with shard and key.
     """
     image, shards = dataset.image, dataset.normals.shards
-    for shard in shards:
-        refuse_crowd(shard, 2 * BLOCK)
     shape = (dataset.normals.count, image.size_px, image.size_px, image.channels)
-    table: npt.NDArray[np.uint8] = np.empty(shape, np.uint8)
+    try:
+        table: npt.NDArray[np.uint8] = np.empty(shape, np.uint8)
+    except MemoryError:
+        raise TrainerError(
+            f"{storage.where('dataset.json')}: {shape[0]} normal images of {image.size_px} px take "
+            f"{math.prod(shape)} bytes, more memory than there is; train on a dataset of fewer"
+        ) from None
 
     def read(shard: ShardRecord, first: int) -> None:
         with (
