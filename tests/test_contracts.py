@@ -87,8 +87,8 @@ def test_export_of_the_trainer_is_opened_by_the_evaluator(run, dataset):
 
 
 def test_export_of_another_version_is_refused(copy):
-    change(copy, format_version=2)
-    refused(copy, "backbone.json: format_version is 2, this version reads 1 only")
+    change(copy, format_version=3)
+    refused(copy, "backbone.json: format_version is 3, this version reads 1 and 2")
 
 
 def test_export_with_a_flipped_byte_is_refused(copy):

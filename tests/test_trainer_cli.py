@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from tests.shards_by_hand import cut, flip_byte, npy_bytes, write_dataset
+from trainer.cache import DEFAULT_SHARE_OF_FREE
 from trainer.choices import Arch
 from trainer.cli import interruptible, main
 from trainer.errors import TrainerError
@@ -42,6 +43,19 @@ def test_two_durations_are_a_usage_error(tmp_path: Path, more: list[object]) -> 
     result = pretrain(tmp_path, tmp_path / "run", *more)
     assert result.exit_code == 2
     assert "give one of --epochs, --steps and --minutes" in result.output
+
+
+@pytest.mark.parametrize("words", [["", "run"], ["data", " "]])
+def test_empty_place_is_a_usage_error(words: list[str]) -> None:
+    data, out = words
+    result = run("pretrain", "--data", data, "--out", out, "--loss", "direct")
+    assert result.exit_code == 2
+    assert "is empty; give a folder or a URL" in result.output
+
+
+def test_default_of_the_cache_is_the_one_told() -> None:
+    share = f"[default: {DEFAULT_SHARE_OF_FREE:.0%}".replace("%", " %")
+    assert share in run("pretrain", "--help").output
 
 
 @pytest.mark.parametrize("option", ["--epochs", "--minutes", "--lr"])

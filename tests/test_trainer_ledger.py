@@ -59,7 +59,14 @@ def test_sums_agree_with_plain_numbers() -> None:
 
 def test_expected_sums_are_those_of_all_indices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainer.ledger.PIECE_SAMPLES", 7)
+    expected_sums.cache_clear()
     assert expected_sums(100).tolist() == naive_sums(list(range(100)))
+
+
+def test_expected_sums_are_made_once_and_cannot_be_altered() -> None:
+    assert expected_sums(101) is expected_sums(101)  # a second each for 10^7 samples
+    with pytest.raises(ValueError, match="read-only"):
+        expected_sums(101)[0] = 0
 
 
 def consume(order: Order, ledgers: list[Ledger], start: int, stop: int, batch: int) -> None:

@@ -12,7 +12,7 @@ import click
 from trainer import __version__
 from trainer.choices import Arch, Schedule
 from trainer.errors import TrainerError
-from trainer.options import Bytes, FiniteRange
+from trainer.options import Bytes, FiniteRange, Place
 from trainer.tools_cli import doctor, selftest
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -26,9 +26,9 @@ def main() -> None:
 
 
 @main.command(context_settings={"show_default": True})
-@click.option("--data", required=True,
+@click.option("--data", type=Place(), required=True,
               help="Dataset of `builder build`: folder, or URL (s3, gs, http).")  # fmt: skip
-@click.option("--out", required=True,
+@click.option("--out", type=Place(), required=True,
               help="Run folder, or a URL to keep it at; the same one resumes.")  # fmt: skip
 @click.option("--task", type=click.Choice(["parameters", "classify"]), default="parameters",
               help="classify: the classes of a labelled dataset.")  # fmt: skip
@@ -70,7 +70,7 @@ def main() -> None:
 @click.option("--cache", type=FOLDER,
               help="Where shards of a URL are kept.  [default: ~/.cache/semiformula]")  # fmt: skip
 @click.option("--cache-bytes", type=Bytes(), metavar="SIZE",
-              help="What they may take, as 50GB.  [default: half of what is free]")  # fmt: skip
+              help="What they may take, as 50GB.  [default: 80 % of what is free]")  # fmt: skip
 @click.option("--cache-decoded", "decoded_bytes", type=Bytes(), default=0, metavar="SIZE",
               help="Keep so much of decoded images, to decode each once.")  # fmt: skip
 @click.option("--max-bad-ratio", type=click.FloatRange(0, 1), default=0.0,
@@ -110,8 +110,9 @@ def pretrain(
 
 
 @main.command()
-@click.argument("run")
-@click.option("--data", help="Folder or URL where the dataset is now.  [default: as trained]")
+@click.argument("run", type=Place())
+@click.option("--data", type=Place(),
+              help="Folder or URL where the dataset is now.  [default: as trained]")  # fmt: skip
 @click.option("--out", "png", type=click.Path(dir_okay=False, path_type=Path),
               help="[default: RUN/figure5.png, figure5.png where RUN is a URL]")  # fmt: skip
 def show(run: str, data: str | None, png: Path | None) -> None:

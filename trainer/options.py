@@ -26,6 +26,17 @@ class FiniteRange(click.FloatRange):
         return number
 
 
+class Place(click.ParamType):  # type: ignore[type-arg]
+    """A folder or a URL; an empty one, as of a variable that is not set, is not this folder."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not value.strip():
+            self.fail("is empty; give a folder or a URL.", param, ctx)
+        return str(value)
+
+
 class Bytes(click.ParamType):  # type: ignore[type-arg]
     """A number of bytes: 50GB, 512MB, 1.5TB or plain; units of 1000, as on disks.
 
