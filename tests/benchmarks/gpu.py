@@ -1,8 +1,8 @@
 """How near the trainer comes to the device's speed: WideResNet-50-2 at 224 px, as in the paper.
 
-    python -m tests.benchmarks.gpu --photographs DIR --out gpu.json      about 15 minutes on a GPU
+    python -m tests.benchmarks.gpu --photographs DIR --out gpu.json      about half an hour on a GPU
     python -m tests.benchmarks.gpu --device cpu --arch resnet18 --size 32 --batch-sizes 8 \\
-      --samples 32 --steps 4                                             a trial anywhere
+      --samples 32 --steps 4 --precision fp32                            a trial anywhere
 
 For each loss and batch size: the bare step on synthetic data, then `trainer pretrain` itself on
 shards of WebP, of JPEG, on the cache of decoded images, and on parameters without images. The
@@ -22,18 +22,24 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from builder.artifacts import parse_model
 from builder.build import build
 from builder.demo import make_demo_data
 from builder.recipe import Recipe, load_recipe
 from builder.sources import find_source
+from trainer.bare import Bare, bare_config, bare_step, known_normals, make_bare
+from trainer.dataset import Dataset, read_dataset
+from trainer.preflight import settle, try_compiled, verdict, wanted
+from trainer.samples import Batch
+from trainer.task import on_device
 
 # Dense bf16 without sparsity, from the vendor's data sheets, in FLOP/s; the first match counts.
 PEAKS = {
@@ -44,6 +50,7 @@ PEAKS = {
     "H100": 989e12,
     "A100": 312e12,
 }
+WARM_UP_STEPS = 5
 # What `trainer pretrain` reads: the set, and what else it is told.
 PATHS: dict[str, tuple[str, tuple[str, ...]]] = {
     "webp": ("webp", ()),
@@ -102,6 +109,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--losses", nargs="+", default=["direct", "indirect"])
     parser.add_argument("--paths", nargs="+", default=list(PATHS), choices=list(PATHS))
     parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--compile", default="auto", choices=["auto", "measure", "off"])
     parser.add_argument("--samples", type=int, default=16384)
     parser.add_argument("--steps", type=int, default=100, help="measured, after the first pass")
     parser.add_argument("--workers", type=int, default=max(1, len(os.sched_getaffinity(0)) - 2))
@@ -140,8 +148,8 @@ def measure(
     root: Path, sets: dict[str, Path], loss: str, batch_size: int, options: argparse.Namespace
 ) -> list[Row]:
     """The bare step and every path of one loss and batch size."""
-    some = next(iter(sets.values()))
-    bare, flops, compiled = bare_step(some, loss, batch_size, options)
+    dataset = read_dataset(sets.get("webp") or next(iter(sets.values())))
+    bare, flops, compiled = bare_rate(dataset, loss, batch_size, options)
     most = peak(device_name(options.device))
 
     def row(path: str, rate: float, waiting: float | None, compiled: bool | None) -> Row:
@@ -159,6 +167,61 @@ def measure(
     return rows
 
 
+def bare_rate(
+    dataset: Dataset, loss: str, batch_size: int, options: argparse.Namespace
+) -> tuple[float, float, bool]:
+    """Images/s of the trainer's step on a batch that stays on the device, FLOPs, if compiled."""
+    device = torch.device(options.device)
+    config = bare_config(
+        dataset,
+        loss=loss,  # type: ignore[arg-type]
+        arch=options.arch,
+        size_px=options.size,
+        batch_size=batch_size,
+        precision=options.precision,
+    )
+    torch.manual_seed(0)
+    bare = make_bare(config, dataset, device, compiled=False)
+    batch = synthetic(dataset, batch_size, device)
+    flops = flops_per_image(bare, batch)
+    compiled = False
+    if wanted(options.compile, device):
+        network: torch.nn.Module = torch.compile(bare.model, dynamic=False)  # type: ignore[assignment]
+        part = on_device(bare.task, known_normals(bare, batch))
+        found = try_compiled(bare.task, bare.model, network, part)
+        compiled, line = verdict(found.right, found.eager_s, found.compiled_s)
+        print(f"{loss}, batch {batch_size}: {line}", file=sys.stderr, flush=True)
+        bare = replace(bare, net=network if compiled else bare.model)
+    for _ in range(WARM_UP_STEPS):
+        bare_step(bare, batch)
+    settle(device)
+    start = time.perf_counter()
+    for _ in range(options.steps):
+        bare_step(bare, batch)
+    settle(device)
+    return options.steps * batch_size / (time.perf_counter() - start), flops, compiled
+
+
+def synthetic(dataset: Dataset, batch_size: int, device: torch.device) -> Batch:
+    """Random pixels and parameters within their ranges, on the device."""
+    size, channels = dataset.image.size_px, dataset.image.channels
+    edge = 0 if dataset.contents == "parameters" else size
+    parts = (
+        torch.randint(256, (batch_size, edge, edge, channels), dtype=torch.uint8),
+        torch.rand(batch_size, dataset.theta.length) * 0.8 + 0.1,
+        torch.randint(dataset.normals.count, (batch_size,)),
+    )
+    images, theta, normal = (part.to(device) for part in parts)
+    return Batch(images, theta, normal, torch.arange(batch_size), torch.zeros(3).double())
+
+
+def flops_per_image(bare: Bare, batch: Batch) -> float:
+    """Multiplications and additions of forward, loss and backward, as torch counts them."""
+    with FlopCounterMode(display=False) as counter:
+        bare_step(bare, batch)
+    return counter.get_total_flops() / len(batch.index)
+
+
 def full_trainer(
     data: Path,
     out: Path,
@@ -173,6 +236,7 @@ def full_trainer(
     words += ["--size", options.size, "--batch-size", batch_size, "--steps", steps]
     words += ["--precision", options.precision, "--device", options.device, "--holdout", 1]
     words += ["--workers", options.workers, "--checkpoint-every", steps, "--lr", 1e-4, *more]
+    words += ["--compile", options.compile]
     run = subprocess.run(
         [sys.executable, "-m", "trainer", "pretrain", *map(str, words)],
         capture_output=True,
