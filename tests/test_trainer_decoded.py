@@ -194,6 +194,41 @@ def test_full_disk_in_the_midst_costs_the_row_alone(tmp_path: Path) -> None:
     os.close(number)
 
 
+def test_disk_that_fails_is_one_line(tmp_path: Path) -> None:
+    dataset, held, _ = opened(tmp_path)
+    image, theta = np.empty((16, 16, 3), np.uint8), np.empty(19, np.float32)
+    path = tmp_path / "rows"
+    number = os.open(path, os.O_RDWR | os.O_CREAT)
+    Decoded(number, dataset, 10).write(1, held["images"][1], held["thetas"][1], 0)
+    os.pwrite(number, b"x", 4096 + ROW)
+    os.close(number)
+    for mode in (os.O_RDONLY, os.O_WRONLY):  # the damaged row cannot be cleared; not be read
+        number = os.open(path, mode)
+        decoded = Decoded(number, dataset, 10)
+        with pytest.raises(TrainerError, match=r"decoded images cannot be used \(Bad file desc"):
+            decoded.read(1, image, theta)
+        os.close(number)
+
+
+def test_file_never_had_a_name(tmp_path: Path) -> None:
+    dataset, _, _ = opened(tmp_path)
+    with cache(tmp_path / "cache", dataset) as decoded:
+        assert "decoded-" not in Path(decoded.path).readlink().name
+
+
+def test_file_system_without_nameless_files_will_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, held, slots = opened(tmp_path)
+    monkeypatch.setattr(os, "O_TMPFILE", os.O_DIRECTORY)  # EISDIR, as without it
+    with cache(tmp_path / "cache", dataset) as decoded:
+        assert list((tmp_path / "cache").iterdir()) == []
+        Samples(dataset, slots, decoded).batch([5])
+        image, theta = np.empty((16, 16, 3), np.uint8), np.empty(19, np.float32)
+        assert decoded.read(5, image, theta) == 2
+        np.testing.assert_array_equal(image, held["images"][5])
+
+
 def test_shard_that_is_decoded_is_not_asked_for_until_a_row_is_damaged(tmp_path: Path) -> None:
     dataset, held, slots = opened(tmp_path)
     storage = open_storage(str(tmp_path / "data"))

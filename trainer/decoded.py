@@ -12,6 +12,7 @@ write a row write the same bytes, and the byte that makes it valid is written la
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import tempfile
@@ -26,6 +27,7 @@ import numpy.typing as npt
 
 from trainer.dataset import Dataset
 from trainer.errors import TrainerError
+from trainer.shards import first_samples
 
 PAGE_BYTES = 4096
 TAIL = struct.Struct("<qI")  # normal, CRC-32
@@ -40,7 +42,7 @@ class Decoded:
         self.rows = rows
         self.row_bytes = row_bytes(dataset)
         self.start = _start(rows)
-        self._ends = np.cumsum([shard.samples for shard in dataset.shards])
+        self._firsts = first_samples(dataset.shards)
 
     @property
     def path(self) -> str:
@@ -53,19 +55,28 @@ class Decoded:
     def read(
         self, index: int, image: npt.NDArray[np.uint8], theta: npt.NDArray[np.float32]
     ) -> int | None:
-        """Fill a sample's image and theta and return its normal, or None when it is not here."""
-        if index >= self.rows or os.pread(self.file, 1, index) != b"\1":
-            return None
+        """Fill a sample's image and theta and return its normal, or None when it is not here.
+
+        Raises TrainerError where the disk fails: as long as a row counts, nobody fetches its shard.
+        """
         tail = bytearray(TAIL.size)
         parts: list[Any] = [_bytes(image), _bytes(theta), tail]
-        found = os.preadv(self.file, parts, self.start + index * self.row_bytes)
-        normal, crc = TAIL.unpack(tail)
-        # CRC-32 is the cheapest here that finds every short error: 35 us for 224 px, SHA-256 83.
-        if found != image.nbytes + theta.nbytes + TAIL.size or crc != _crc(image, theta, normal):
-            with suppress(OSError):
-                os.pwrite(self.file, b"\0", index)  # from its shard again
-            return None
-        return cast(int, normal)
+        try:
+            if index >= self.rows or os.pread(self.file, 1, index) != b"\1":
+                return None
+            found = os.preadv(self.file, parts, self.start + index * self.row_bytes)
+            normal, crc = TAIL.unpack(tail)
+            # The cheapest here that finds every short error: 35 us for 224 px, SHA-256 83.
+            whole = found == image.nbytes + theta.nbytes + TAIL.size
+            if whole and crc == _crc(image, theta, normal):
+                return cast(int, normal)
+            os.pwrite(self.file, b"\0", index)  # from its shard again
+        except OSError as error:
+            raise TrainerError(
+                f"the cache of decoded images cannot be used ({error.strerror}); mend the disk, "
+                "give another --cache, or no --cache-decoded"
+            ) from None
+        return None
 
     def write(
         self,
@@ -86,8 +97,7 @@ class Decoded:
 
     def complete(self, shard: int) -> bool:
         """Whether every sample of a shard is here, so that its tar need not be."""
-        end = int(self._ends[shard])
-        first = int(self._ends[shard - 1]) if shard else 0
+        first, end = self._firsts[shard : shard + 2]
         return end <= self.rows and os.pread(self.file, end - first, first) == b"\1" * (end - first)
 
 
@@ -147,8 +157,7 @@ def _made(folder: Path, dataset: Dataset, rows: int) -> int:
     size = _start(rows) + rows * row_bytes(dataset)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file, path = tempfile.mkstemp(prefix="decoded-", dir=folder)
-        Path(path).unlink()
+        file = _nameless(folder)
     except OSError as error:
         raise TrainerError(f"{folder}: cannot be written ({error.strerror})") from None
     try:
@@ -159,6 +168,18 @@ def _made(folder: Path, dataset: Dataset, rows: int) -> int:
             f"{folder}: no room for {size} bytes of decoded images ({error.strerror}); give "
             "--cache-decoded less"
         ) from None
+    return file
+
+
+def _nameless(folder: Path) -> int:
+    """A new file in a folder that no kill leaves behind, where its file system can do that."""
+    try:
+        return os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):  # as a network's, an old kernel's
+            raise
+    file, path = tempfile.mkstemp(prefix="decoded-", dir=folder)
+    Path(path).unlink()
     return file
 
 
