@@ -6,21 +6,13 @@ import io
 import json
 import tarfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from trainer.artifacts import parse_model
 from trainer.dataset import Dataset
-
-
-@dataclass(frozen=True)
-class Slot:
-    path: Path
-    rows: np.ndarray
-    first: int
-    stamp: tuple[int, int, int]
+from trainer.node import Slot
 
 
 class Slots:

@@ -20,7 +20,9 @@ from trainer.cache import Cache
 from trainer.dataset import read_dataset
 from trainer.errors import TrainerError
 from trainer.images import decode_image
-from trainer.samples import IDLE_BATCHES, Samples, read_now
+from trainer.index import BadShard
+from trainer.node import Slot
+from trainer.samples import IDLE_BATCHES, Samples, read_now, samples_now
 from trainer.storage import open_storage
 
 
@@ -126,6 +128,43 @@ def test_files_of_idle_shards_are_closed(tmp_path: Path) -> None:
     assert open_files() == before + 1
     samples.close()
     assert open_files() == before
+
+
+def test_files_of_evicted_shards_are_closed(tmp_path: Path) -> None:
+    write_dataset(tmp_path)
+    samples, slots = open_samples(tmp_path)
+    before = open_files()
+    samples.batch(range(10))
+    slots.slots[1].path.unlink()
+    samples.batch([0])
+    assert open_files() == before + 2
+    slots.slots[2].path.unlink()
+    found = []
+
+    def shard(number: int, stop: Callable[[], bool]) -> Slot | None:
+        stop()  # as a node does that waits: the next shard may need the room
+        found.append(open_files())
+        return slots.slots[number]
+
+    slots.shard = shard  # type: ignore[method-assign]
+    samples.batch([1])
+    assert found == [before + 1]
+    samples.close()
+
+
+def test_shard_changed_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    write_dataset(tmp_path)
+    samples, slots = open_samples(tmp_path)
+    plain = slots.shard
+
+    def shard(number: int, stop: Callable[[], bool]) -> Slot | None:
+        if number == 2:  # sample 0 was read by then
+            os.utime(slots.slots[0].path, ns=(1, 1))
+        return plain(number, stop)
+
+    slots.shard = shard  # type: ignore[method-assign]
+    with pytest.raises(TrainerError, match=r"00000-of-00003.tar: was changed after it had been"):
+        samples.batch([0, 9])
 
 
 def other_size(data: bytes) -> bytes:
@@ -240,6 +279,36 @@ def test_read_now_refuses_a_damaged_shard_and_reads_no_other(tmp_path: Path) -> 
     assert read_now(storage, cache, dataset, [3, 8]).index.tolist() == [3, 8]
     with pytest.raises(TrainerError, match=r"00001-of-00003.tar: SHA-256 differs"):
         read_now(storage, cache, dataset, [3, 4])
+    assert open_files() == before
+
+
+def test_bad_shard_outside_of_the_stream_can_be_left_out(tmp_path: Path) -> None:
+    write_dataset(tmp_path)
+    dataset = dataset_of(tmp_path)
+    flip_byte(tmp_path / dataset.shards[1].name, 700)  # samples 4 to 7
+    storage, cache = open_storage(str(tmp_path)), Cache(tmp_path / "cache", 10**6)
+    told: list[tuple[int, str]] = []
+
+    def left_out(shard: int, error: BadShard) -> None:
+        told.append((shard, error.message))
+
+    with samples_now(storage, cache, dataset, left_out) as samples:
+        assert samples.batch([3, 4, 8]).index.tolist() == [3, 8]
+        assert samples.batch([5, 6]).index.tolist() == []
+    [(shard, line)] = told
+    assert shard == 1
+    assert "00001-of-00003.tar: SHA-256 differs" in line
+
+
+def test_shard_is_verified_once_for_many_batches(tmp_path: Path) -> None:
+    write_dataset(tmp_path)
+    dataset = dataset_of(tmp_path)
+    cache = Cache(tmp_path / "cache", 10**6)
+    before = open_files()
+    with samples_now(open_storage(str(tmp_path)), cache, dataset) as samples:
+        for index in range(10):
+            assert samples.batch([index]).index.tolist() == [index]
+    assert cache.counters.verified_bytes == sum(shard.bytes for shard in dataset.shards)
     assert open_files() == before
 
 

@@ -29,8 +29,9 @@ from trainer.decoded import row_bytes
 from trainer.diagnosis import Findings
 from trainer.index import index_shard
 from trainer.loader import PREFETCH_BATCHES, batches_from, next_batch
+from trainer.node import Slot
 from trainer.ranks import Ranks
-from trainer.samples import Batch, Rows, Samples, Slot, never
+from trainer.samples import Batch, Rows, Samples, never
 from trainer.storage import Storage, is_remote, open_storage
 from trainer.task import pick_device, pick_precision
 
@@ -55,16 +56,6 @@ class Options:
 
 class Late(BaseException):
     """The time of a stage is over; no library may take it for a fault to be tried again."""
-
-
-@dataclass(frozen=True)
-class Here:
-    """A verified shard on this machine, as the fetcher would hand it out."""
-
-    path: Path
-    rows: np.ndarray
-    first: int
-    stamp: tuple[int, int, int]
 
 
 @dataclass
@@ -161,7 +152,7 @@ def measure_verify(found: Findings, dataset: Dataset, path: Path, seconds: float
 
     found.add("verify", rate_of(verify, SHARES["verify"] * seconds), "SHA-256 and index, one core")
     about = path.stat()
-    slot = Here(path, rows[0], 0, (about.st_size, about.st_mtime_ns, about.st_ino))
+    slot = Slot(path, rows[0], 0, (about.st_size, about.st_mtime_ns, about.st_ino))
     return Samples(dataset, OneShard(slot))
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import mmap
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -21,16 +20,16 @@ from trainer.dataset import Dataset
 from trainer.decoded import Decoded, theta_length
 from trainer.errors import TrainerError
 from trainer.images import decode_into
-from trainer.index import index_shard
-from trainer.node import Slot as VerifiedShard
-from trainer.shards import open_shard
+from trainer.index import BadShard, index_shard
+from trainer.node import Slot
+from trainer.shards import first_samples, open_shard
 from trainer.storage import Storage
 
 # Where images begin. At multiples of 32 libjpeg-turbo writes past the caches, which costs
 # a sixth of the time of a decode.
 IMAGES_AT = 16
 SLACK_BYTES = 512  # of a batch's memory, for that and for rounding up
-IDLE_BATCHES = 8  # a shard's file that so many batches did not read is closed: its disk comes free
+IDLE_BATCHES = 8  # a shard's file that so many batches did not read is closed
 
 
 class Batch(NamedTuple):
@@ -84,26 +83,8 @@ class Rows:
         return Batch(images, *(part.clone() for part in small))
 
 
-class Slot(Protocol):
-    """Where a verified shard lies, as trainer/node.py says it."""
-
-    @property
-    def path(self) -> Path: ...
-    @property
-    def rows(self) -> npt.NDArray[np.int64]:
-        """[n, 5]: image start, image bytes, theta start, theta bytes, normal or label."""
-
-    @property
-    def first(self) -> int:
-        """The index of the first sample."""
-
-    @property
-    def stamp(self) -> tuple[int, int, int]:
-        """Size, mtime_ns and inode of the file that was verified."""
-
-
 class Shards(Protocol):
-    """Who knows where the shards lie; see trainer/node.py."""
+    """Who knows where the shards lie: trainer/node.py, or `AtHand`."""
 
     def shard(self, shard: int, stop: Callable[[], bool]) -> Slot | None:
         """Wait until a shard is there; None when it is quarantined."""
@@ -137,7 +118,7 @@ class Samples:
         size_px = 0 if dataset.contents == "parameters" else image.size_px
         self.image_shape = (size_px, size_px, image.channels)
         self.theta_length = theta_length(dataset)
-        self._ends = np.array(list(itertools.accumulate(s.samples for s in dataset.shards)))
+        self._firsts = np.array(first_samples(dataset.shards))
         self._open: dict[int, _Open] = {}
         self._batches = 0
 
@@ -188,15 +169,20 @@ class Samples:
         rows.seconds[:] = 0
         slots: dict[int, Slot | None] = {}
         count = 0
-        shards = np.searchsorted(self._ends, np.asarray(indices), side="right").tolist()
-        for index, shard in zip(indices, shards, strict=True):
+        shards = np.searchsorted(self._firsts, np.asarray(indices), side="right") - 1
+
+        def waiting() -> bool:
+            self._close_unused()  # the shard waited for may need their room
+            return stop()
+
+        for index, shard in zip(indices, shards.tolist(), strict=True):
             start = time.perf_counter()
             if self.decoded is not None and self._from_decoded(rows, count, index):
                 rows.seconds[1] += time.perf_counter() - start
                 count += 1
                 continue
             if shard not in slots:
-                slots[shard] = slot = self.node.shard(shard, stop)
+                slots[shard] = slot = self.node.shard(shard, waiting)
                 if slot is not None:
                     self._opened(shard, slot)
                 rows.seconds[0] += time.perf_counter() - start
@@ -204,7 +190,10 @@ class Samples:
             if slot is not None:
                 self._read(rows, count, index, shard, slot)
                 count += 1
-        self._close_idle()
+        for shard, slot in slots.items():
+            if slot is not None:
+                self._refuse_changed(shard, slot)  # what was read is what was verified
+        self._close_unused()
         return count
 
     def close(self) -> None:
@@ -251,57 +240,117 @@ class Samples:
     def _opened(self, shard: int, slot: Slot) -> None:
         """Have a shard open whose file is the verified one, now."""
         held = self._open.get(shard)
-        try:
-            if held is not None and held.stamp != slot.stamp:  # fetched or verified anew
-                os.close(self._open.pop(shard).file)
-                held = None
-            if held is None:
+        if held is not None and held.stamp != slot.stamp:  # fetched or verified anew
+            os.close(self._open.pop(shard).file)
+            held = None
+        if held is None:
+            try:
                 file = os.open(slot.path, os.O_RDONLY | os.O_CLOEXEC)
-                held = self._open[shard] = _Open(file, slot.stamp, 0)
-            about = os.fstat(held.file)
-        except OSError as error:
-            raise TrainerError(f"{slot.path}: cannot be read ({error.strerror})") from None
+            except OSError as error:
+                raise TrainerError(f"{slot.path}: cannot be read ({error.strerror})") from None
+            held = self._open[shard] = _Open(file, slot.stamp, 0)
         held.used = self._batches
+        self._refuse_changed(shard, slot)
+
+    def _refuse_changed(self, shard: int, slot: Slot) -> None:
+        """TrainerError where an open shard is not as it was when it was verified."""
+        try:
+            about = os.fstat(self._open[shard].file)
+        except OSError as error:  # as of a network's file system
+            raise TrainerError(f"{slot.path}: cannot be read ({error.strerror})") from None
         if (about.st_size, about.st_mtime_ns, about.st_ino) != tuple(slot.stamp):
             raise TrainerError(
                 f"{slot.path}: was changed after it had been verified; the same command verifies "
                 "it again and goes on from the last checkpoint"
             )
 
-    def _close_idle(self) -> None:
+    def _close_unused(self) -> None:
+        """Close files that this batch did not read: evicted ones, and those idle for long."""
         oldest = self._batches - IDLE_BATCHES
-        for shard in [shard for shard, held in self._open.items() if held.used < oldest]:
-            os.close(self._open.pop(shard).file)
+        for shard, held in list(self._open.items()):
+            if held.used < oldest or (held.used < self._batches and _is_gone(held.file)):
+                os.close(self._open.pop(shard).file)
 
 
-@dataclass(frozen=True)
-class _Now:
-    """Shards that are at hand; asked as a node is."""
-
-    slots: dict[int, VerifiedShard]
-
-    def shard(self, shard: int, stop: Callable[[], bool]) -> Slot:
-        return self.slots[shard]
+def _is_gone(file: int) -> bool:
+    """Whether an open file has no name any more, so that closing it frees its disk."""
+    try:
+        return os.fstat(file).st_nlink == 0
+    except OSError:
+        return True
 
 
-def read_now(storage: Storage, cache: Cache, dataset: Dataset, indices: Sequence[int]) -> Batch:
-    """The given samples outside of the stream, as the held-out ones: verified and decoded here.
+class AtHand:
+    """Verifies and indexes shards here when they are asked for, each once; asked as a node is.
 
-    Raises TrainerError (BadShard) in one line for a shard that is missing, damaged or ill-formed.
+    Files stay open until `close`. `left_out` is told of a bad shard, and raises or has it left out.
     """
-    ends = list(itertools.accumulate(shard.samples for shard in dataset.shards))
-    wanted = np.unique(np.searchsorted(ends, np.asarray(indices), side="right")).tolist()
-    slots: dict[int, VerifiedShard] = {}
-    with ExitStack() as stack:
-        for shard in wanted:
-            record = dataset.shards[shard]
-            first = ends[shard] - record.samples
-            file = stack.enter_context(open_shard(storage, cache, record))
-            view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            rows = index_shard(view, dataset, shard, first)
-            about = os.fstat(file.fileno())
-            stamp = (about.st_size, about.st_mtime_ns, about.st_ino)
-            slots[shard] = VerifiedShard(Path(f"/proc/self/fd/{file.fileno()}"), rows, first, stamp)
-        samples = Samples(dataset, _Now(slots))
-        stack.callback(samples.close)
+
+    def __init__(
+        self,
+        storage: Storage,
+        cache: Cache,
+        dataset: Dataset,
+        left_out: Callable[[int, BadShard], None] | None = None,
+    ) -> None:
+        self._storage = storage
+        self._cache = cache
+        self._dataset = dataset
+        self._left_out = left_out
+        self._firsts = first_samples(dataset.shards)
+        self._slots: dict[int, Slot | None] = {}
+        self._files = ExitStack()
+
+    def shard(self, shard: int, stop: Callable[[], bool]) -> Slot | None:
+        """A verified shard, or None for one left out; BadShard or TrainerError in one line."""
+        if shard not in self._slots:
+            try:
+                self._slots[shard] = self._verified(shard)
+            except BadShard as error:
+                if self._left_out is None:
+                    raise
+                self._left_out(shard, error)
+                self._slots[shard] = None
+        return self._slots[shard]
+
+    def close(self) -> None:
+        """Let go of the shards."""
+        self._files.close()
+
+    def _verified(self, shard: int) -> Slot:
+        record, first = self._dataset.shards[shard], self._firsts[shard]
+        file = self._files.enter_context(open_shard(self._storage, self._cache, record))
+        view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        rows = index_shard(view, self._dataset, shard, first)
+        about = os.fstat(file.fileno())
+        stamp = (about.st_size, about.st_mtime_ns, about.st_ino)
+        return Slot(Path(f"/proc/self/fd/{file.fileno()}"), rows, first, stamp)
+
+
+@contextmanager
+def samples_now(
+    storage: Storage,
+    cache: Cache,
+    dataset: Dataset,
+    left_out: Callable[[int, BadShard], None] | None = None,
+) -> Iterator[Samples]:
+    """Samples outside of the stream, as the held-out ones; see `AtHand`."""
+    shards = AtHand(storage, cache, dataset, left_out)
+    samples = Samples(dataset, shards)
+    try:
+        yield samples
+    finally:
+        samples.close()
+        shards.close()
+
+
+def read_now(
+    storage: Storage,
+    cache: Cache,
+    dataset: Dataset,
+    indices: Sequence[int],
+    left_out: Callable[[int, BadShard], None] | None = None,
+) -> Batch:
+    """The given samples outside of the stream; see `AtHand` for the errors."""
+    with samples_now(storage, cache, dataset, left_out) as samples:
         return samples.batch(indices)
