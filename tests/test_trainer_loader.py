@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from tests.shards_by_hand import write_dataset
 from tests.slots import Slot, Slots, dataset_of
 from trainer.errors import TrainerError
 from trainer.loader import PREFETCH_BATCHES, batches_from, next_batch
-from trainer.samples import Samples, never
+from trainer.samples import Rows, Samples, never
 from trainer.stops import Stopped
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -76,6 +76,44 @@ def test_part_larger_than_the_first_comes_whole(tmp_path: Path) -> None:
         batches = list(stream)
     assert [len(batch.index) for batch in batches] == [1, 10, 1]
     np.testing.assert_array_equal(batches[1].images.numpy(), np.stack(held["images"]))
+
+
+class Blank(Samples):
+    """Hands over rows as they are: many, and at once."""
+
+    def read_into(
+        self, rows: Rows, indices: Sequence[int], stop: Callable[[], bool] = never
+    ) -> int:
+        rows.index[: len(indices)] = indices
+        return len(indices)
+
+
+@pytest.mark.parametrize("room", ["for most", "for none"])
+def test_parts_larger_than_a_pipe_wait_for_nobody(tmp_path: Path, room: str) -> None:
+    write_dataset(tmp_path, size_px=2)
+    dataset, size = dataset_of(tmp_path), 150_000  # 300 kB; a pipe holds some 200
+    first = [] if room == "for none" else [[0] * size]
+    parts = [[0], *([n] * (size + n) for n in range(6))]
+    samples = Blank(dataset, Slots(tmp_path, dataset))
+    with limit(20), batches_from(samples, iter(first + parts), 1, False) as stream:
+        for part in first + parts:
+            assert next_batch(stream, never).index.tolist() == part
+
+
+@contextlib.contextmanager
+def limit(seconds: int) -> Iterator[None]:
+    """End what waits for ever."""
+
+    def over(number: int, frame: object) -> None:
+        pytest.fail("waits for ever")
+
+    before = signal.signal(signal.SIGALRM, over)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -2,8 +2,9 @@
 
 The workers are forked and write into memory that they share with the trainer: anonymous memory,
 so that a batch is neither copied nor sent, nothing lies in /dev/shm (64 MB in a container unless
-told otherwise), and nothing is left of it however the processes end. A pipe to each carries the
-indices there and a few numbers back; when its parent is gone, so is the worker.
+told otherwise), and nothing is left of it however the processes end. The indices asked for lie
+there, too. A pipe to each carries a few numbers, which never fill it: nobody waits for one who
+waits to be heard. When its parent is gone, so is the worker.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ class Stream:
     free: deque[int] = field(default_factory=deque)  # slots that nobody uses
     asked: int = 0  # batches that the workers were asked for
     taken: int = 0
-    ended: bool = False
-    begun: list[int] | None = None  # without workers: what a stop kept from being read
+    begun: list[int] | None = None  # the part that is next to be asked for
+    by_pipe: bool = False  # a batch without a slot is under way
 
     def __iter__(self) -> Stream:
         return self
@@ -71,7 +72,7 @@ def batches_from(
     """
     if workers is None:
         workers = min(8 if on_cuda else 1, len(os.sched_getaffinity(0)) - 1)
-    stream = Stream(samples, parts, on_cuda)
+    stream = Stream(samples, parts, on_cuda and torch.cuda.is_available())
     try:
         if workers:
             _start(stream, workers, held)
@@ -105,21 +106,19 @@ def next_batch(stream: Stream, stop: Callable[[], bool]) -> Batch:
     number = stream.taken % len(stream.workers)
     slot, answer = _answer(stream, number, stop)
     stream.taken += 1
+    stream.by_pipe = False
     if isinstance(answer, str):
         raise TrainerError(answer)
     if slot is None:
-        return _pinned(Batch(*map(torch.from_numpy, answer)))
+        batch = Batch(*map(torch.from_numpy, answer))
+        return _pinned(batch) if stream.on_cuda else batch
     return _leased(stream, slot, answer)
 
 
 def _start(stream: Stream, workers: int, held: int) -> None:
-    first = next(stream.parts, None)
-    if first is None:
-        stream.ended = True
-        first = []
-    else:
-        stream.parts = _chain(first, stream.parts)
-    rows = len(first) + 1  # parts of one step differ by one at most; larger ones travel by pipe
+    stream.begun = next(stream.parts, None)
+    # Parts of one step differ by one at most; larger ones travel by pipe.
+    rows = len(stream.begun or []) + 1
     slots = PREFETCH_BATCHES * workers + held
     each = -(-stream.samples.bytes_of(rows) // mmap.PAGESIZE) * mmap.PAGESIZE
     # Populated now: else the first batches would wait for 2,400 page faults each.
@@ -152,22 +151,31 @@ def _fork(stream: Stream, workers: int) -> None:
         theirs.close()
 
 
-def _chain(first: list[int], rest: Iterator[list[int]]) -> Iterator[list[int]]:
-    yield first
-    yield from rest
-
-
 def _ask(stream: Stream) -> bool:
-    """Ask the worker whose turn it is for one more batch; False when there are no more."""
-    indices = None if stream.ended else next(stream.parts, None)
-    if indices is None:
-        stream.ended = True
+    """Ask the worker whose turn it is for one more batch; False when not now, or not any more.
+
+    Without a slot, as when the trainer keeps many batches, indices and rows go through the pipe:
+    slower, and only while nothing else is under way, lest both sides wait to be read.
+    """
+    if stream.by_pipe:
         return False
-    # Without a slot, as when the trainer keeps many batches, it comes through the pipe: slower.
-    fits = stream.free and len(indices) <= len(stream.memory[0].index)
-    slot = stream.free.popleft() if fits else None
+    indices = next(stream.parts, None) if stream.begun is None else stream.begun
+    if indices is None:
+        return False
+    stream.begun = indices
+    message: tuple[int | None, int | list[int]]
+    if stream.free and len(indices) <= len(stream.memory[0].index):
+        slot = stream.free.popleft()
+        stream.memory[slot].index[: len(indices)] = indices
+        message = slot, len(indices)
+    elif stream.asked > stream.taken:
+        return False
+    else:
+        message = None, indices
+        stream.by_pipe = True
     with suppress(OSError):  # a dead worker: found when its answer is waited for
-        stream.pipes[stream.asked % len(stream.workers)].send((slot, indices))
+        stream.pipes[stream.asked % len(stream.workers)].send(message)
+    stream.begun = None
     stream.asked += 1
     return True
 
@@ -195,19 +203,17 @@ def _answer(stream: Stream, number: int, stop: Callable[[], bool]) -> tuple[int 
 def _leased(stream: Stream, slot: int, count: int) -> Batch:
     """A batch in a slot's memory, which is free again when its images are no more."""
     rows = stream.memory[slot].first(count)
-    batch = rows.batch_with_own_numbers()
     if stream.on_cuda:
-        batch = _pinned(batch)
+        batch = _pinned(rows.batch())
         stream.free.append(slot)
-    else:  # tensors made from an array keep it
-        weakref.finalize(rows.images, stream.free.append, slot).atexit = False
-    return batch
+        return batch
+    # Tensors made from an array keep it.
+    weakref.finalize(rows.images, stream.free.append, slot).atexit = False
+    return rows.batch_with_own_numbers()
 
 
 def _pinned(batch: Batch) -> Batch:
     """A copy that the device can fetch while the processor goes on."""
-    if not torch.cuda.is_available():
-        return batch
     return Batch(*(part.pin_memory() for part in batch))
 
 
@@ -230,7 +236,8 @@ def _work(samples: Samples, memory: list[Rows], pipe: Connection, others: list[C
             while not pipe.poll(POLL_SECONDS):
                 if orphaned():
                     return
-            slot, indices = pipe.recv()
+            slot, asked = pipe.recv()
+            indices = asked if slot is None else memory[slot].index[:asked].tolist()
             pipe.send((slot, _made(samples, memory, slot, indices, orphaned)))
 
 
