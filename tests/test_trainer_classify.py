@@ -187,6 +187,14 @@ def test_network_learns_to_tell_unseen_images_apart(run: Path) -> None:
     assert [epoch["samples"] for epoch in ledger["epochs"]] == [120] * 8
 
 
+def test_summary_says_the_accuracy(run: Path, labelled: Path) -> None:
+    last = [line for line in read_metrics(run) if line["kind"] == "holdout"][-1]
+    words = ["--task", "classify", "--epochs", 8, "--holdout", 40, "--precision", "fp32"]
+    said = pretrain(labelled, run, *words).output  # again, of a run that is through
+    accuracy = 100 * last["terms"]["accuracy"]
+    assert f"Held-out loss {last['loss']:.4g}, accuracy {accuracy:.1f} %.\n" in said
+
+
 def test_run_remembers_the_classes(run: Path, labelled: Path) -> None:
     about = read_run(run)
     assert about.config.loss == "cross_entropy"

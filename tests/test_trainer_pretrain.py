@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import trainer.samples
+import trainer.saving
 from tests.parameters_by_hand import write_parameters
 from tests.shards_by_hand import flip_byte, write_dataset
+from trainer.cache import Cache
 from trainer.cli import Bytes
-from trainer.dataset import read_dataset
+from trainer.dataset import ShardRecord, read_dataset
 from trainer.errors import TrainerError
 from trainer.faulty import Faults, faulty_server
 from trainer.losses import direct_losses, heads
@@ -23,6 +27,7 @@ from trainer.models import build_model
 from trainer.order import Order, train_counts
 from trainer.run import Duration
 from trainer.setup import Options
+from trainer.storage import Storage
 from trainer.train import pretrain
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -135,6 +140,45 @@ def test_bad_shard_is_left_out_and_told(tmp_path: Path, capsys: pytest.CaptureFi
     assert (
         "Ledger: 4 of 18 samples missing; left out as bad: data/train-00001-of-00005.tar." in said
     )
+
+
+@pytest.mark.parametrize("holdout", [8, 4])  # two shards, one of which is good, or the bad one
+def test_bad_shard_of_held_out_samples_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], holdout: int
+) -> None:
+    write_dataset(tmp_path / "data", samples=20, samples_per_shard=4, size_px=32)
+    flip_byte(tmp_path / "data/data/train-00004-of-00005.tar", 600)
+    given = options(tmp_path / "data", tmp_path / "run", holdout=holdout, checkpoint_every=1)
+    for ratio, more in ((0, ""), (0.1, "; with it 4 of 20 samples would be left out, more than")):
+        with pytest.raises(TrainerError, match=f"00004-of-00005.tar: SHA-256 differs.*{more}"):
+            pretrain(replace(given, max_bad_ratio=ratio))
+    capsys.readouterr()
+    pretrain(replace(given, max_bad_ratio=0.2))
+    told = capsys.readouterr()
+    assert told.err.count("its held-out samples are left out: 4 of 20 samples so far") == 1
+    assert "no shard was left out" in told.out  # of those trained on
+    losses = [line for line in read_metrics(tmp_path / "run") if line["kind"] == "holdout"]
+    assert ("Held-out loss" in told.out) == bool(losses) == (holdout == 8)
+    assert (tmp_path / "run/figure5/epoch-0001.png").is_file() == (holdout == 8)
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 10**6])
+def test_held_out_shards_are_verified_once_an_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept_bytes: int
+) -> None:
+    write_dataset(tmp_path / "data", samples=20, samples_per_shard=10, size_px=32)
+    opened = []
+    plain = trainer.samples.open_shard
+
+    def counted(storage: Storage, cache: Cache, record: ShardRecord) -> BinaryIO:
+        opened.append(record.name)
+        return plain(storage, cache, record)
+
+    monkeypatch.setattr(trainer.samples, "open_shard", counted)
+    monkeypatch.setattr(trainer.saving, "KEPT_BYTES", kept_bytes)
+    given = options(tmp_path / "data", tmp_path / "run", holdout=10, batch_size=4)
+    pretrain(replace(given, duration=Duration(steps=2), checkpoint_every=1))  # three batches each
+    assert opened == ["data/train-00001-of-00002.tar"] * (1 if kept_bytes else 2)
 
 
 def test_parameters_alone_train_as_their_images(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,6 +13,7 @@ import torch
 from trainer.artifacts import atomic_file
 from trainer.cache import Cache
 from trainer.dataset import Dataset
+from trainer.index import BadShard
 from trainer.metrics import read_metrics
 from trainer.paint import paint
 from trainer.render import render
@@ -79,14 +80,21 @@ class Shown(NamedTuple):
     normals: torch.Tensor
 
 
-def read_shown(storage: Storage, cache: Cache, dataset: Dataset, holdout: int) -> Shown:
+def read_shown(
+    storage: Storage,
+    cache: Cache,
+    dataset: Dataset,
+    holdout: int,
+    left_out: Callable[[int, BadShard], None] | None = None,
+) -> Shown:
     """The first held-out samples, or where none is held out the dataset's first, at most ROWS.
 
-    The images of a parameter-only dataset are painted here. TrainerError for a damaged shard.
+    The images of a parameter-only dataset are painted here. TrainerError for a damaged shard,
+    unless `left_out` has it left out.
     """
     first = dataset.samples - (holdout or dataset.samples)
     rows = range(first, min(first + ROWS, dataset.samples))
-    batch = read_now(storage, cache, dataset, rows)
+    batch = read_now(storage, cache, dataset, rows, left_out)
     table = torch.from_numpy(read_normals(storage, cache, dataset))
     normals = table[batch.normal]
     images = batch.images

@@ -42,7 +42,8 @@ class Progress:
     cursors: list[int] = field(default_factory=list)  # where the steps began
     quarantined: list[str] = field(default_factory=list)
     compiled: bool = False
-    held_out: list[Batch] | None = None  # this process's share, once it was read
+    held_out: list[Batch] | None = None  # this process's share, where it is kept
+    bad_held_out: set[str] = field(default_factory=set)  # shards without which it goes
     figure5: Shown | None = None  # the first process's, once it was read
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import click
@@ -9,18 +11,22 @@ import numpy as np
 import torch
 
 from trainer.checkpoint import save_checkpoint
+from trainer.errors import TrainerError
 from trainer.export import export_backbone
+from trainer.index import BadShard
 from trainer.ledger import check_lines, epoch_lines, records_of, write_ledger
 from trainer.metrics import read_metrics, recent_train_loss
 from trainer.node import Node
 from trainer.pictures import draw_curves, draw_epoch, read_shown, title_of
 from trainer.progress import WAITS, Progress, log_metrics, memory_line, refuse
 from trainer.ranks import Word
-from trainer.samples import Batch, read_now
+from trainer.samples import Batch, samples_now
 from trainer.setup import Options, Setup
 from trainer.state import training_state
 from trainer.stops import Stop
 from trainer.task import TERMS, losses_of, on_device
+
+KEPT_BYTES = 256 * 10**6  # of decoded held-out samples; more are read again at each evaluation
 
 
 def save(this: Setup, at: Progress, node: Node, options: Options, stop: Stop, bar: Any) -> None:
@@ -71,8 +77,11 @@ def draw_epochs_end(this: Setup, at: Progress, before: int) -> None:
     if epoch == before // this.order.train_samples:
         return
     if at.figure5 is None:
-        at.figure5 = read_shown(this.storage, this.cache, this.dataset, this.run.config.holdout)
-    draw_epoch(this.place.folder, this.run, epoch, at.step, this.task, this.shown, at.figure5)
+        left_out = partial(leave_out, this, at)
+        holdout = this.run.config.holdout
+        at.figure5 = read_shown(this.storage, this.cache, this.dataset, holdout, left_out)
+    if len(at.figure5.images):
+        draw_epoch(this.place.folder, this.run, epoch, at.step, this.task, this.shown, at.figure5)
 
 
 def left_out(this: Setup, at: Progress, node: Node) -> list[str]:
@@ -83,46 +92,81 @@ def left_out(this: Setup, at: Progress, node: Node) -> list[str]:
     return [name for name, bad in zip(names, found, strict=True) if bad]
 
 
-def held_out(this: Setup) -> list[Batch]:
-    """This process's share of the held-out samples, read once, as many batches as every other."""
+def held_out(this: Setup, at: Progress) -> Iterator[Batch]:
+    """This process's share of the held-out samples, as many batches as every other has.
+
+    Each shard is verified once; what takes little memory is kept for the next time.
+    """
+    if at.held_out is not None:
+        yield from at.held_out
+        return
     first, end = this.order.train_samples, this.dataset.samples
     size, rank, world = this.run.config.batch_size, this.ranks.rank, this.ranks.world
-    found = []
+    shares = []
     for start in range(first, end, size):
         count = min(size, end - start)
-        rows = range(start + rank * count // world, start + (rank + 1) * count // world)
-        found.append(read_now(this.storage, this.cache, this.dataset, rows))
-    return found
+        shares.append(range(start + rank * count // world, start + (rank + 1) * count // world))
+    left_out = partial(leave_out, this, at)
+    with samples_now(this.storage, this.cache, this.dataset, left_out) as samples:
+        keep = samples.bytes_of(sum(map(len, shares))) <= KEPT_BYTES
+        kept = []
+        for rows in shares:
+            batch = samples.batch(rows)
+            if keep:
+                kept.append(batch)
+            yield batch
+    at.held_out = kept if keep else None
+
+
+def leave_out(this: Setup, at: Progress, shard: int, error: BadShard) -> None:
+    """Do without the held-out samples of a bad shard where --max-bad-ratio allows it."""
+    name, samples = this.dataset.shards[shard].name, this.dataset.samples
+    bad = {name} | at.bad_held_out | set(at.quarantined)
+    without = sum(record.samples for record in this.dataset.shards if record.name in bad)
+    if without > this.max_bad_ratio * samples:
+        more = (
+            f"; with it {without} of {samples} samples would be left out, more than "
+            f"--max-bad-ratio {this.max_bad_ratio:g} allows"
+        )
+        raise TrainerError(error.message + (more if this.max_bad_ratio else "")) from None
+    if name not in at.bad_held_out:
+        at.bad_held_out.add(name)
+        click.echo(
+            f"Warning: {error.message}; its held-out samples are left out: {without} of {samples} "
+            "samples so far",
+            err=True,
+        )
 
 
 @torch.inference_mode()
 def holdout_loss(this: Setup, at: Progress, stop: Stop) -> list[float] | None:
-    """Mean loss and terms over the held-out samples; None when there is none.
+    """Mean loss and terms over the held-out samples that are good; None when there is none.
 
     Taken with the running batch norms. Also None when a signal came to any process: a farm that
     asked to stop does not wait for a number. Raises TrainerError when one is not finite, as after
     a step that broke the weights.
     """
-    count = this.dataset.samples - this.order.train_samples
-    if not count:
+    if this.dataset.samples == this.order.train_samples:
         return None
-    if at.held_out is None:
-        at.held_out = held_out(this)
     model, training = this.shown, this.shown.training
-    sums = torch.zeros(1 + len(TERMS[this.task.loss]), dtype=torch.float64)
+    sums = torch.zeros(2 + len(TERMS[this.task.loss]), dtype=torch.float64)
     stopped = False
     model.eval()
-    for batch in at.held_out:
+    for batch in held_out(this, at):
         stopped = bool(this.ranks.agree(Word(signal=stop.signal)).signal)
         if stopped:
             break
         if len(batch.index):
             losses, terms = losses_of(this.task, model, on_device(this.task, batch))
-            sums += torch.stack([part.sum() for part in (losses, *terms.values())]).cpu()
+            sums[:-1] += torch.stack([part.sum() for part in (losses, *terms.values())]).cpu()
+            sums[-1] += len(batch.index)
     model.train(training)
     if stopped:
         return None
-    means = (this.ranks.total(sums) / count).tolist()
+    *totals, count = this.ranks.total(sums).tolist()
+    if not count:
+        return None
+    means = [total / count for total in totals]
     if not np.isfinite(means).all():
         refuse(at, f"step {at.step}: held-out loss not finite ({means[0]:.4g})")
     return means
@@ -134,12 +178,15 @@ def finish(this: Setup, at: Progress) -> None:
     place = this.place
     lines = [] if place is None else read_metrics(place.folder)
     # A run that a signal stopped, then asked for no more steps, has no held-out loss of its end.
-    known = [line["loss"] for line in lines if (line["kind"], line["step"]) == ("holdout", at.step)]
+    known = [line for line in lines if (line["kind"], line["step"]) == ("holdout", at.step)]
     if this.ranks.agree(Word(due=int(place is not None and not known))).due:
         held = holdout_loss(this, at, Stop())
     if place is None:
         return
-    held_loss = known[-1] if known else held[0] if held else None
+    held_line = known[-1] if known else None
+    if held is not None:
+        loss, *terms = held
+        held_line = {"loss": loss, "terms": dict(zip(TERMS[this.task.loss], terms, strict=True))}
     export_backbone(
         place.folder,
         this.run,
@@ -150,14 +197,16 @@ def finish(this: Setup, at: Progress) -> None:
         processes=this.ranks.world,
         quarantined=len(at.quarantined),
         train_loss=recent_train_loss(lines),
-        holdout_loss=held_loss,
+        holdout_loss=None if held_line is None else held_line["loss"],
     )
     place.finish()
-    summarise(this, at, lines)
+    summarise(this, at, lines, held_line)
 
 
-def summarise(this: Setup, at: Progress, lines: list[dict[str, Any]]) -> None:
-    """Print what was trained, how fast, what was waited for, and what the ledger says."""
+def summarise(
+    this: Setup, at: Progress, lines: list[dict[str, Any]], held: dict[str, Any] | None
+) -> None:
+    """Print what was trained, how well and fast, what was waited for, and what the ledger says."""
     config, size = this.run.config, this.order.train_samples
     processes = f" x {this.ranks.world}" if this.ranks.world > 1 else ""
     click.echo(
@@ -166,6 +215,10 @@ def summarise(this: Setup, at: Progress, lines: list[dict[str, Any]]) -> None:
         f"{at.cursor} samples, {at.cursor / size:.2f} epochs of {size} "
         f"({at.step - at.first_step} steps in this call)."
     )
+    if held is not None:
+        right = held["terms"].get("accuracy")
+        accuracy = "" if right is None else f", accuracy {100 * right:.1f} %"
+        click.echo(f"Held-out loss {held['loss']:.4g}{accuracy}.")
     train = [line for line in lines if line["kind"] == "train"]
     shares = {
         name: 100 * sum(line["waits"][name] * line["steps"] for line in train) / at.step

@@ -91,6 +91,7 @@ class Setup:
     ledger: Ledger
     log: MetricsLog | None  # the first process's alone
     resumed: CheckpointRecord | None
+    max_bad_ratio: float
 
     @property
     def shown(self) -> torch.nn.Module:
@@ -155,6 +156,7 @@ def set_up(
         ledger=ledger,
         log=log,
         resumed=resumed,
+        max_bad_ratio=options.max_bad_ratio,
     )
 
 
