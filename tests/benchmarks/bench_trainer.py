@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import tempfile
 import time
+import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +32,7 @@ from trainer.images import decode_into
 from trainer.loader import batches_from
 from trainer.losses import heads
 from trainer.node import DataOptions, Node, node
-from trainer.order import Order
+from trainer.order import DEFAULT_WINDOW_SHARDS, Order, train_counts
 from trainer.paint import paint
 from trainer.samples import Batch, Samples
 from trainer.storage import open_storage
@@ -58,6 +59,7 @@ def main() -> None:
             loading(built(Path(name) / codec, source, codec), codec)
         normals = parameter_only(built(Path(name) / "theta", source, "webp", "parameters"))
         painting(normals)
+    seeking()
     rendering()
 
 
@@ -249,6 +251,23 @@ def painting(given: tuple[torch.Tensor, torch.Tensor]) -> None:
         f"paint, batch {BATCH}, {SIZE_PX} x {SIZE_PX}, {torch.get_num_threads()} threads",
         "ms/image",
         [("in pieces", seconds(lambda: paint(normals, theta), 2) / BATCH * 1e3, "")],
+    )
+
+
+def seeking() -> None:
+    """The order of a simulated epoch of 10^9 samples: what finding a position takes."""
+    counts = train_counts(np.full(10**6, 1000), holdout=512)
+    tracemalloc.start()
+    start = time.perf_counter()
+    order = Order("0" * 64, 0, counts, DEFAULT_WINDOW_SHARDS)
+    order.samples(7 * 10**9 + 123_456_789, 7 * 10**9 + 123_456_789 + 256)
+    first = time.perf_counter() - start
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    again = seconds(lambda: order.samples(7 * 10**9 + 923_456_789, 7 * 10**9 + 923_457_045), 3)
+    print(
+        f"seek in 10^9 samples, 10^6 shards: {first:.2f} s at first, {again * 1e3:.1f} ms "
+        f"from then on, {(counts.nbytes + peak) / 1e6:.0f} MB at most"
     )
 
 
