@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import get_args
 
@@ -58,8 +59,13 @@ def test_default_of_the_cache_is_the_one_told() -> None:
     assert share in run("pretrain", "--help").output
 
 
-@pytest.mark.parametrize("option", ["--epochs", "--minutes", "--lr"])
-@pytest.mark.parametrize("value", ["nan", "inf", "1e308", "0", "-1"])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *product(["--epochs", "--minutes", "--lr"], ["nan", "inf", "1e308", "0", "-1"]),
+        *product(["--max-bad-ratio"], ["nan", "inf", "1.1", "-0.1"]),
+    ],
+)
 def test_number_out_of_range_is_a_usage_error(tmp_path: Path, option: str, value: str) -> None:
     result = pretrain(tmp_path, tmp_path / "run", option, value)
     assert result.exit_code == 2

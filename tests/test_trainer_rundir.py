@@ -28,6 +28,7 @@ class Bucket(Folder):
     """Stands for an object store: a folder of which puts can fail, wait, or arrive wrong."""
 
     down = False
+    error: Exception | None = None  # what else a put may raise
     wrong = 0  # how many of the next files arrive with another byte
 
     def __init__(self, path: Path) -> None:
@@ -40,6 +41,8 @@ class Bucket(Folder):
         self.open.wait(30)
         if self.down:
             raise Unfetched(f"{self.where(name)}: could not write in 3 tries over 1 s (503)")
+        if self.error is not None:
+            raise self.error
         super().put(name, source)
         self.put_names.append(name)
         if self.wrong:
@@ -185,6 +188,32 @@ def test_storage_that_is_down_costs_a_warning_until_the_end(
     assert place.settle()
     assert steps_in(bucket.local) == [7, 6]
     assert whole(bucket.local)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device"), "(No space left on device)"),
+        (ValueError("no such thing"), "(ValueError: no such thing)"),
+    ],
+)
+def test_push_that_fails_otherwise_is_a_warning_and_is_settled(
+    bucket: Bucket, tmp_path: Path, capsys: pytest.CaptureFixture[str], error: Exception, said: str
+) -> None:
+    place = RunDir(mirror(tmp_path), bucket)
+    trained_here(place, 5)
+    place.settle()
+    bucket.error = error
+    trained_here(place, 6)
+    assert not place.settle()
+    assert capsys.readouterr().err == (
+        f"Warning: {bucket.local}: the push failed {said}; training goes on, and the next "
+        "checkpoint sends it again.\n"
+    )
+    bucket.error = None
+    trained_here(place, 7)
+    assert place.settle()
+    assert steps_in(bucket.local) == [7, 6]
 
 
 def test_product_that_is_not_there_ends_the_run_in_one_line(bucket: Bucket, tmp_path: Path) -> None:

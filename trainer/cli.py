@@ -73,7 +73,7 @@ def main() -> None:
               help="What they may take, as 50GB.  [default: 80 % of what is free]")  # fmt: skip
 @click.option("--cache-decoded", "decoded_bytes", type=Bytes(), default=0, metavar="SIZE",
               help="Keep so much of decoded images, to decode each once.")  # fmt: skip
-@click.option("--max-bad-ratio", type=click.FloatRange(0, 1), default=0.0,
+@click.option("--max-bad-ratio", type=FiniteRange(1, min_open=False), default=0.0,
               help="Leave bad shards out, up to this share of the samples.")  # fmt: skip
 @click.option("--checkpoint-every", type=click.IntRange(1), metavar="STEPS",
               help="Steps between checkpoints.  [default: every 5 minutes]")  # fmt: skip

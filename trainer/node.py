@@ -254,8 +254,8 @@ def _refuse_small_cache(
     if options.cache_bytes < needed:
         raise TrainerError(
             f"--cache-bytes {options.cache_bytes}: the windows in flight, {in_flight} shards, and "
-            f"the held-out samples take up to {needed} bytes; give as much, or fewer "
-            "--window-shards"
+            f"the held-out samples take up to {needed} bytes; give as much, or a "
+            "smaller --window"
         )
 
 

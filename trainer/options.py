@@ -12,10 +12,10 @@ UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
 class FiniteRange(click.FloatRange):
-    """A float above 0 and at most `max`; FloatRange alone lets nan through."""
+    """A float above 0, or from 0 on, and at most `max`; FloatRange alone lets nan through."""
 
-    def __init__(self, max: float, max_open: bool = False) -> None:
-        super().__init__(0, max, min_open=True, max_open=max_open)
+    def __init__(self, max: float, max_open: bool = False, min_open: bool = True) -> None:
+        super().__init__(0, max, min_open=min_open, max_open=max_open)
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None

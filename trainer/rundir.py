@@ -81,7 +81,7 @@ class RunDir:
         snapshot = self._snapshot()
         with self._lock:
             late, self._next = self._next, snapshot
-            if self._thread is None:
+            if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._send_all, daemon=True)
                 self._thread.start()
         if late is not None:
@@ -92,7 +92,7 @@ class RunDir:
 
         TrainerError when another trainer was found to write to the same place.
         """
-        while (thread := self._thread) is not None:
+        while (thread := self._thread) is not None and thread.is_alive():
             thread.join(POLL_SECONDS)  # in pieces: a signal's handler runs in between
         self._refuse_fatal()
         return self._fault is None
@@ -149,16 +149,25 @@ class RunDir:
             try:
                 self._send_files(snapshot)
                 self._fault = None
-            except TrainerError as error:
-                self._fault = error
+            except Exception as error:  # also a full disk: what is on its way must be settled
+                self._fault = self._line_of(error)
                 if not isinstance(error, OtherWriter):
                     click.echo(
-                        f"Warning: {error.message}; training goes on, and the next checkpoint "
-                        "sends it again.",
+                        f"Warning: {self._fault.message}; training goes on, and the next "
+                        "checkpoint sends it again.",
                         err=True,
                     )
             finally:
                 shutil.rmtree(snapshot, ignore_errors=True)
+
+    def _line_of(self, error: Exception) -> TrainerError:
+        assert self._storage is not None
+        if isinstance(error, TrainerError):
+            return error
+        why = error.strerror if isinstance(error, OSError) else None
+        return TrainerError(
+            f"{self._storage.url}: the push failed ({why or f'{type(error).__name__}: {error}'})"
+        )
 
     def _send_files(self, folder: Path) -> None:
         assert self._storage is not None

@@ -304,7 +304,8 @@ def empty_moments(optimizer: torch.optim.Optimizer) -> None:
 def cache_of(options: Options) -> Cache:
     """The folder that shards from object storage are kept in."""
     folder = options.cache or default_folder()
-    return Cache(folder, options.cache_bytes or default_bytes(folder))
+    given = options.cache_bytes
+    return Cache(folder, default_bytes(folder) if given is None else given)
 
 
 def write_run(place: RunDir, run: Run) -> None:
