@@ -34,8 +34,8 @@ def indexed(folder: Path) -> list[np.ndarray]:
     read_normals(storage, cache, dataset)
     found = []
     for number, first in enumerate(first_samples(dataset.shards)[:-1]):
-        with open_shard(storage, cache, dataset.shards[number]) as file:
-            found.append(index_shard(file.read(), dataset, number, first))
+        with open_shard(storage, cache, dataset.shards[number]) as opened:
+            found.append(index_shard(opened.file.read(), dataset, number, first))
     return found
 
 
@@ -267,8 +267,8 @@ def test_large_members_are_refused_by_their_headers_alone(tmp_path: Path) -> Non
     )
     storage, cache = Folder(tmp_path / "theta"), Cache(tmp_path / "cache", 0)
     dataset = read_dataset(storage)
-    with open_shard(storage, cache, dataset.shards[1]) as file:
-        view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    with open_shard(storage, cache, dataset.shards[1]) as opened:
+        view = mmap.mmap(opened.file.fileno(), 0, access=mmap.ACCESS_READ)
     tracemalloc.start()
     with pytest.raises(BadShard, match=r"000000005: theta.npy 16777292 bytes of data, expected 76"):
         index_shard(view, dataset, 1, 4)

@@ -76,7 +76,6 @@ class State:
     decoded: Decoded | None = None
     unneeded: set[int] = field(default_factory=set)  # in flight, but decoded already
     turn: int = 0
-    next_uses: tuple[int, Sequence[str]] | None = None  # from the start of a window
 
 
 def main(descriptor: int, parent: int) -> None:
@@ -87,7 +86,7 @@ def main(descriptor: int, parent: int) -> None:
     table = Table(descriptor)
     try:
         plan = pickle.load(sys.stdin.buffer)  # from the parent alone
-    except (EOFError, OSError):  # which ended meanwhile
+    except (EOFError, OSError, pickle.UnpicklingError):  # which ended meanwhile
         os._exit(0)
     options = plan["options"]
     cache = Cache(options.cache, options.cache_bytes)
@@ -119,8 +118,10 @@ def main(descriptor: int, parent: int) -> None:
 def _watch(table: Table, cache: Cache, parent: int) -> None:
     while os.getppid() == parent and not table["leave"]:
         time.sleep(WATCH_SECONDS)
-    cache.abandon()
-    os._exit(0)
+    try:
+        cache.abandon()
+    finally:
+        os._exit(0)
 
 
 def _allow_open_files() -> None:
@@ -133,7 +134,8 @@ def _serve(state: State, ahead: int, end: float) -> None:
     windows = order.windows(table["position"])
     upcoming = next(windows)
     threads = min(SHARDS_AT_ONCE, 1 + len(os.sched_getaffinity(0)))
-    with ThreadPoolExecutor(threads) as pool:
+    pool = ThreadPoolExecutor(threads)
+    try:
         while True:
             position = table["position"]
             while state.flight and state.flight[0].stop <= position:
@@ -151,6 +153,8 @@ def _serve(state: State, ahead: int, end: float) -> None:
             else:
                 time.sleep(POLL_SECONDS)
             _count(state)
+    finally:  # a fault is told at once, not when all that was asked for has come
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _take_up(state: State, window: Window, pool: ThreadPoolExecutor) -> None:
@@ -199,30 +203,32 @@ def _release(state: State, shard: int) -> None:
 def _prepare(state: State, shard: int) -> Ready:
     """Fetch, verify and index a shard; in a thread of the pool."""
     record = state.dataset.shards[shard]
-    file = open_shard(state.storage, state.cache, record, lambda: _next_uses(state))
+    opened = open_shard(state.storage, state.cache, record, lambda: _next_uses(state))
     try:
-        about = os.fstat(file.fileno())
-        view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        view = mmap.mmap(opened.file.fileno(), 0, access=mmap.ACCESS_READ)
         rows = index_shard(view, state.dataset, shard, state.firsts[shard])
-        return Ready(file, rows, (about.st_size, about.st_mtime_ns, about.st_ino))
+        return Ready(opened.file, rows, opened.stamp)
     except BaseException:
-        file.close()
+        opened.close()
         raise
 
 
 def _next_uses(state: State) -> Sequence[str]:
-    """The SHA-256 of the shards in the order of their next use, over two epochs."""
-    order = state.order
-    start = order.window_at(state.table["position"]).start
-    known = state.next_uses
-    if known is None or known[0] != start:
-        found: list[str] = []
-        for window in order.windows(start):
-            if window.start >= start + 2 * order.train_samples:
-                break
-            found += [state.dataset.shards[shard].sha256 for shard in window.shards]
-        known = state.next_uses = start, found
-    return known[1]
+    """The SHA-256 of the shards in the order of their next use, as many as the cache can hold.
+
+    Those used later would be evicted before in any case. At most two epochs.
+    """
+    order, shards = state.order, state.dataset.shards
+    start, room_bytes = state.table["position"], state.cache.max_bytes
+    found: dict[str, None] = {}
+    for window in order.windows(start):
+        if room_bytes < 0 or window.start >= start + 2 * order.train_samples:
+            break
+        for shard in window.shards:
+            if shards[shard].sha256 not in found:
+                found[shards[shard].sha256] = None
+                room_bytes -= shards[shard].bytes
+    return list(found)
 
 
 def _finish(state: State, shard: int, until: int, future: Future[Ready]) -> None:

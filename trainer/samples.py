@@ -319,12 +319,11 @@ class AtHand:
 
     def _verified(self, shard: int) -> Slot:
         record, first = self._dataset.shards[shard], self._firsts[shard]
-        file = self._files.enter_context(open_shard(self._storage, self._cache, record))
+        opened = self._files.enter_context(open_shard(self._storage, self._cache, record))
+        file = opened.file
         view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         rows = index_shard(view, self._dataset, shard, first)
-        about = os.fstat(file.fileno())
-        stamp = (about.st_size, about.st_mtime_ns, about.st_ino)
-        return Slot(Path(f"/proc/self/fd/{file.fileno()}"), rows, first, stamp)
+        return Slot(Path(f"/proc/self/fd/{file.fileno()}"), rows, first, opened.stamp)
 
 
 @contextmanager

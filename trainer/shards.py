@@ -15,12 +15,13 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from trainer.cache import Cache, hash_of
+from trainer.cache import Cache
 from trainer.dataset import Dataset, ShardRecord
 from trainer.errors import TrainerError
 from trainer.images import decode_image
 from trainer.index import BadShard, key_of, members_of, sample_json
-from trainer.storage import Storage
+from trainer.storage import Storage, open_plain
+from trainer.verified import Stamp, Verified, hash_of, stamp_of
 
 _NORMAL_KEYS = frozenset(("index", "category", "path", "sha256", "licence"))
 
@@ -30,7 +31,7 @@ def open_shard(
     cache: Cache,
     record: ShardRecord,
     next_uses: Callable[[], Sequence[str]] = tuple,
-) -> BinaryIO:
+) -> Verified:
     """Open a shard whose length and SHA-256 are those of dataset.json, now.
 
     A local one is read in place; others through the cache (see `Cache.get`). Raises BadShard naming
@@ -40,32 +41,32 @@ def open_shard(
         return cache.get(storage, record, next_uses)
     path = storage.local / record.name
     try:
-        file = path.open("rb")
+        file = open_plain(path)
     except FileNotFoundError:
         raise BadShard(f"{path}: no such file, but dataset.json lists it") from None
     except OSError as error:
         raise BadShard(f"{path}: cannot be read ({error.strerror})") from None
     try:
-        _verify(file, path, record, cache)
+        return Verified(file, _verify(file, path, record, cache))
     except BaseException:
         file.close()
         raise
-    return file
 
 
-def _verify(file: BinaryIO, path: Path, record: ShardRecord, cache: Cache) -> None:
+def _verify(file: BinaryIO, path: Path, record: ShardRecord, cache: Cache) -> Stamp:
     try:
-        found = os.fstat(file.fileno()).st_size
-        if found != record.bytes:
+        about = os.fstat(file.fileno())
+        if about.st_size != record.bytes:
             raise BadShard(
-                f"{path}: {found} bytes, dataset.json says {record.bytes}; the shard is cut or "
-                "altered, copy or build it again"
+                f"{path}: {about.st_size} bytes, dataset.json says {record.bytes}; the shard is "
+                "cut or altered, copy or build it again"
             )
         if hash_of(file, cache.counters) != record.sha256:
             raise BadShard(
                 f"{path}: SHA-256 differs from dataset.json; the shard is damaged, copy or build "
                 "it again"
             )
+        return stamp_of(about)
     except OSError as error:
         raise BadShard(f"{path}: cannot be read ({error.strerror})") from None
 
@@ -93,10 +94,12 @@ def read_normals(storage: Storage, cache: Cache, dataset: Dataset) -> npt.NDArra
 
     def read(shard: ShardRecord, first: int) -> None:
         with (
-            open_shard(storage, cache, shard) as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view,
+            open_shard(storage, cache, shard) as opened,
+            mmap.mmap(opened.file.fileno(), 0, access=mmap.ACCESS_READ) as view,
         ):
             _decode_normals(view, dataset, shard, first, table)
+            if stamp_of(os.fstat(opened.file.fileno())) != opened.stamp:
+                raise BadShard(f"{storage.where(shard.name)}: was changed while it was read")
 
     threads = min(8, len(os.sched_getaffinity(0)))
     total = sum(shard.bytes for shard in shards)

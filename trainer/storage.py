@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from abc import ABC, abstractmethod
@@ -135,18 +136,23 @@ class Folder(Storage):
 
     def _open(self, name: str) -> BinaryIO:
         try:
-            file = (self.local / name).open("rb")
+            return open_plain(self.local / name)
         except FileNotFoundError:
             raise
         except OSError as error:
             raise self._fault(name, "read", error) from None
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            file.close()
-            raise TrainerError(f"{self.where(name)}: is no plain file")
-        return file
 
     def _fault(self, name: str, what: str, error: OSError) -> TrainerError:
         return TrainerError(f"{self.where(name)}: cannot be {what} ({error.strerror})")
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """Open a file to read; OSError for one that is none, such as a pipe, which would block."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "Not a plain file")
+    return os.fdopen(descriptor, "rb")
 
 
 def too_large(where: str, max_bytes: int) -> TrainerError:
