@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pickle
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from trainer.checkpoint import newest_good, restore
 from trainer.errors import TrainerError
 from trainer.run import read_run, refuse_other_run
 from trainer.state import load_training_state
+from trainer.tensors import write_tensors
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -212,6 +214,43 @@ def test_disk_that_keeps_other_bytes_is_noticed(tmp_path: Path) -> None:
 class Code:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return os.mkdir, ("code-was-run",)
+
+
+def test_full_disk_is_one_line_with_what_to_do(tmp_path: Path) -> None:
+    save_by_hand(tmp_path, trained_to(1), 3)
+    before = names(tmp_path)
+    path = tmp_path / "checkpoint-00000006.safetensors"
+    path.with_name(f".{path.name}.tmp-{os.getpid()}").symlink_to("/dev/full")
+    with pytest.raises(TrainerError) as error:
+        save_by_hand(tmp_path, trained_to(1), 6)
+    assert error.value.message == (
+        f"{path}: cannot be written (No space left on device); make room there, then the same "
+        "command goes on; the last good checkpoint is of step 3"
+    )
+    assert names(tmp_path) == before
+
+
+def test_file_is_the_librarys_written_in_pieces(tmp_path: Path) -> None:
+    state = trained_to(1, ema=True).state() | {
+        "none": torch.empty(0, 3),
+        'half \N{EN DASH} "bf16"': torch.ones(3, dtype=torch.bfloat16),
+        "double": torch.ones(2, dtype=torch.float64),
+    }
+    with (tmp_path / "pieces").open("wb") as file:
+        size, digest = write_tensors(file, state, {"format": "by-hand"})
+    data = save(state, {"format": "by-hand"})
+    assert (tmp_path / "pieces").read_bytes() == data
+    assert (size, digest) == (len(data), hashlib.sha256(data).hexdigest())
+
+
+def test_checkpoint_takes_no_second_state_of_memory(tmp_path: Path) -> None:
+    state = {f"weight-{number}": torch.zeros(2**20) for number in range(4)}  # 16 MB
+    with (tmp_path / "tensors").open("wb") as file:
+        tracemalloc.start()
+        write_tensors(file, state, {})
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 2**20
 
 
 def test_checkpoint_with_code_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

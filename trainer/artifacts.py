@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import hashlib
 import json
 import os
@@ -16,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from trainer.errors import TrainerError
 
 MAX_JSON_BYTES = 256 * 2**20
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+DISK_FAULTS = (*NO_ROOM, errno.EFBIG, errno.EIO, errno.EROFS)  # of a write: they name no file
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -123,7 +126,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """Write a file that appears whole or not at all: temporary name, fsync, rename, fsync folder.
 
     Nothing appears when an exception passes through. The temporary name holds the process id, so
-    two writers of the same path cannot mix their bytes.
+    two writers of the same path cannot mix their bytes. TrainerError when the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
@@ -133,14 +136,24 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in DISK_FAULTS:
+            raise unwritable(path, error) from None
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def unwritable(path: Path, error: OSError) -> TrainerError:
+    """The line for a file that the disk does not take."""
+    room = "make room there, then " if error.errno in NO_ROOM else ""
+    return TrainerError(
+        f"{path}: cannot be written ({error.strerror}); {room}the same command goes on"
+    )
 
 
 def write_json(path: Path, model: BaseModel) -> None:

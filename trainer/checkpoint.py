@@ -10,7 +10,7 @@ import click
 import torch
 from pydantic import Field
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 
 from trainer import __version__
 from trainer.artifacts import (
@@ -18,7 +18,6 @@ from trainer.artifacts import (
     Sha256,
     atomic_file,
     read_json,
-    sha256_of,
     verify_file,
     write_json,
 )
@@ -26,6 +25,7 @@ from trainer.choices import Arch, Loss
 from trainer.errors import TrainerError
 from trainer.run import Config
 from trainer.state import load_training_state
+from trainer.tensors import write_tensors
 
 CHECKPOINT_FILE = "checkpoint.json"
 DEFAULT_KEEP = 2
@@ -160,15 +160,23 @@ def save_checkpoint(
 ) -> CheckpointRecord:
     """Write checkpoint-STEP.safetensors, read it back, then checkpoint.json; keep the last `keep`.
 
-    `state` is `training_state`'s. Raises TrainerError when the disk holds other bytes than were
-    written; the checkpoint before then stays the newest.
+    `state` is `training_state`'s. Raises TrainerError when the disk is full, or holds other bytes
+    than were written; the checkpoint before then stays the newest.
     """
-    # One metadata entry: safetensors orders several at random, and equal runs are equal files.
-    data = save(dict(state), {"format": "semiformula-checkpoint"})
+    known = read_checkpoints(out, config)
+    before = [old for old in known.checkpoints if old.step < step] if known else []
+    path = out / f"checkpoint-{step:08d}.safetensors"
+    try:
+        with atomic_file(path) as file:
+            size, sha256 = write_tensors(file, state, {"format": "semiformula-checkpoint"})
+        verify_file(path, size, sha256)
+    except TrainerError as error:
+        last = f"of step {before[0].step}" if before else "none"
+        raise TrainerError(f"{error.message}; the last good checkpoint is {last}") from None
     record = CheckpointRecord(
-        file=f"checkpoint-{step:08d}.safetensors",
-        bytes=len(data),
-        sha256=sha256_of(data),
+        file=path.name,
+        bytes=size,
+        sha256=sha256,
         step=step,
         samples_seen=samples_seen,
         seconds=seconds,
@@ -176,12 +184,6 @@ def save_checkpoint(
         ledger=list(ledger),
         quarantined=list(quarantined),
     )
-    known = read_checkpoints(out, config)
-    before = [old for old in known.checkpoints if old.step < step] if known else []
-    with atomic_file(out / record.file) as file:
-        file.write(data)
-    del data
-    verify_file(out / record.file, record.bytes, record.sha256)
     index = Checkpoints(
         format="semiformula-checkpoint",
         format_version=2,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
-from trainer.artifacts import Model, parse_model
+from trainer.artifacts import Model, parse_model, unwritable
 from trainer.errors import TrainerError
 
 METRICS_FILE = "metrics.jsonl"
@@ -62,7 +63,7 @@ class MetricsLog:
     """
 
     def __init__(self, out: Path, start_bytes: int, tensorboard: bool = False) -> None:
-        path = out / METRICS_FILE
+        path = self._path = out / METRICS_FILE
         data = path.read_bytes() if path.exists() else b""
         if len(data) < start_bytes:
             raise TrainerError(f"{path}: shorter than its checkpoint says; was it cut?")
@@ -79,8 +80,11 @@ class MetricsLog:
     def append(self, kind: str, **fields: Any) -> None:
         """Add one line; numbers only, rounded to six digits for reading."""
         line = {"kind": kind, **{key: _rounded(value) for key, value in fields.items()}}
-        self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+            self._file.flush()
+        except OSError as error:
+            raise unwritable(self._path, error) from None
         if self._events is not None:
             self._events.append(line)
 
@@ -90,7 +94,8 @@ class MetricsLog:
         return self._file.tell()
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # of a full disk: `append` has said so
+            self._file.close()
         if self._events is not None:
             self._events.close()
 
