@@ -30,19 +30,19 @@ from trainer.faulty import Faults, FaultyServer, faulty_server
 from trainer.verdict import verdict
 
 ARCH = "mobilenet_v2"  # of ours the quickest at this size, and full of batch norms
-SIZE_PX, BATCH_SIZE, MICRO_BATCHES, CHECKPOINT_EVERY = 32, 48, 6, 3
+SIZE_PX, BATCH_SIZE, MICRO_BATCHES, CHECKPOINT_EVERY = 32, 48, 6, 4
 # Sums of several processes are added in another order. With Adam such errors grow to the size of
 # a step wherever a gradient is nearly 0, and with them the network: at this rate it stays where it
 # was, and what a run computed can be told from what it should have.
 LR = 1e-6
 DECODED = "1MB"  # a part of the samples
 MAX_SAMPLES = 20_000
-FAULT_PROBABILITY = 0.1  # of a request for a part of a shard
+FAULT_PROBABILITY = 0.25  # of a request for a part of a shard
 EARLY_PROBABILITY = 0.2  # of a strike before the first step
 RUN_SECONDS, END_SECONDS = 900.0, 90.0
-# Of what the run moved the weights, and of its mean loss. Measured with 3 processes: 0.09 and
-# 2e-5; with one of the six parts of a batch left out 0.55 and 0.17, in another order 1.4 and 2e-3.
-WEIGHTS_TOLERANCE, LOSS_TOLERANCE = 0.25, 2e-4
+# Of what the run moved the weights, and of its mean loss. Measured: 0.02 to 0.2 and
+# 3e-5; with one of the six parts of a batch left out 0.55 and 0.17, in another order 1.4 and 2e-3.
+WEIGHTS_TOLERANCE, LOSS_TOLERANCE = 0.4, 2e-4
 
 Say = Callable[[str], None]
 
@@ -113,7 +113,13 @@ def selftest(options: Options, folder: Path, say: Say) -> str:
             f"times, give one of at most {MAX_SAMPLES} (`builder build ... --samples 600`)"
         )
     before, shared = (threading.active_count(), open_files()), chaos.shared_memory()
-    faults = Faults(probability=FAULT_PROBABILITY, seed=options.seed, ends=".tar", hang_seconds=1)
+    faults = Faults(
+        probability=FAULT_PROBABILITY,
+        seed=options.seed,
+        ends=".tar",
+        hang_seconds=1,
+        drip_bytes_per_s=50_000,
+    )
     with faulty_server(options.data, faults) as server:
         stage = Stage(
             folder=folder,
