@@ -22,7 +22,7 @@ from trainer.dataset import ShardRecord
 from trainer.errors import TrainerError
 from trainer.faulty import Faults, FaultyServer, faulty_server
 from trainer.index import BadShard
-from trainer.storage import Storage, open_storage
+from trainer.storage import Folder, Storage, open_storage
 
 pytest.importorskip("aiohttp", reason="the extra [http] is not installed")
 
@@ -137,8 +137,78 @@ def test_foreign_files_go_first_then_those_used_again_last(
     ):
         cache.get(remote, shards[i], lambda: soon).close()
         assert here(cache, shards) == left
-        assert size_of(cache.folder) <= 5 * SIZE
+        assert size_of(cache.folder) == int((cache.folder / "lock").read_bytes()) <= 5 * SIZE
     assert cache.counters.evictions == 4
+
+
+def test_victims_are_chosen_for_several_shards_at_a_time(tmp_path: Path) -> None:
+    (tmp_path / "set/data").mkdir(parents=True)
+    for i in range(96):
+        (tmp_path / f"set/data/train-{i:05d}-of-00096.tar").write_bytes(b"%d" % (1000 + i))
+    shards, storage = records(tmp_path / "set"), Folder(tmp_path / "set")
+    cache, order = Cache(tmp_path / "cache", 4 * 64), [shard.sha256 for shard in shards]
+    asked = [0]
+
+    def next_uses() -> list[str]:
+        asked[0] += 1
+        return order
+
+    for shard in shards[:65]:
+        cache.get(storage, shard, next_uses).close()
+    assert here(cache, shards) == {*range(63), 64}
+    cache.get(storage, shards[61]).close()  # one of the next four victims
+    with cache.get(storage, shards[60]):  # another, now in use
+        for shard in shards[65:67]:
+            cache.get(storage, shard, next_uses).close()
+    assert here(cache, shards) == {*range(59), 60, 61, 64, 65, 66}
+    assert asked[0] == 1
+    for shard in shards[67:]:
+        cache.get(storage, shard, next_uses).close()
+        assert size_of(cache.folder) <= 4 * 64
+    assert 4 < asked[0] < 12
+    assert here(cache, shards) >= set(range(25))
+
+
+def test_sum_is_never_too_small_and_mends_itself(
+    folder: Path, remote: Storage, tmp_path: Path
+) -> None:
+    cache, shards = Cache(tmp_path / "cache", 2 * SIZE), records(folder)
+    (folder / shards[0].name).unlink()
+    with pytest.raises(BadShard):
+        cache.get(remote, shards[0])
+    lock = cache.folder / "lock"
+    assert int(lock.read_bytes()) == SIZE  # given up, and not taken off
+    cache.get(remote, shards[1]).close()
+    cache.get(remote, shards[2]).close()
+    assert (here(cache, shards), int(lock.read_bytes())) == ({1, 2}, 2 * SIZE)
+    lock.write_bytes(b"?")
+    cache.get(remote, shards[3]).close()
+    assert int(lock.read_bytes()) == 2 * SIZE == size_of(cache.folder)
+    lock.write_bytes(b"0")  # as if files had been laid there by hand
+    Cache(tmp_path / "cache", 2 * SIZE).get(remote, shards[4]).close()
+    assert int(lock.read_bytes()) == 2 * SIZE == size_of(cache.folder)
+
+
+def test_room_is_waited_for_while_another_run_goes_on(
+    folder: Path, remote: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, other = (Cache(tmp_path / "cache", 2 * SIZE) for _ in range(2))
+    shards, end = records(folder), time.monotonic() + 1.5
+    held = [other.get(remote, shards[0]), other.get(remote, shards[1])]
+
+    def go_on() -> None:
+        while time.monotonic() < end:
+            time.sleep(0.1)
+            other.get(remote, shards[0]).close()
+        held[0].close()
+
+    thread = threading.Thread(target=go_on)
+    thread.start()
+    monkeypatch.setenv("SEMIFORMULA_RETRY_SECONDS", "0.6")
+    cache.get(remote, shards[2]).close()
+    thread.join()
+    assert time.monotonic() > end
+    held[1].close()
 
 
 def test_file_in_use_is_not_evicted(
@@ -172,8 +242,12 @@ def test_folder_that_cannot_be_used_is_one_line(
     folder: Path, remote: Storage, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(TrainerError, match=r"file/cache: the cache cannot be used \(Not a dir"):
-        Cache(tmp_path / "file/cache", 10**6).get(remote, records(folder)[0])
+    for name, why in (("file/cache", "Not a directory"), ("file", "File exists")):
+        line = (
+            rf"{name}: the cache cannot be used \({why}\); .* another --cache or SEMIFORMULA_CACHE"
+        )
+        with pytest.raises(TrainerError, match=line):
+            Cache(tmp_path / name, 10**6).get(remote, records(folder)[0])
 
 
 @pytest.mark.parametrize("fault", ["flip", "changed", "whole", "503", "cut", "empty", "reset"])
@@ -302,6 +376,17 @@ def test_abandoned_cache_holds_no_part(folder: Path, tmp_path: Path) -> None:
             thread.join()
 
 
+def test_abandoned_parts_may_vanish_meanwhile(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache", 10**6)
+
+    class Vanishing:
+        def unlink(self) -> None:
+            cache._parts.clear()  # as the threads of a fetcher do
+
+    cache._parts.update({Vanishing(), Vanishing(), Vanishing()})  # type: ignore[arg-type]
+    cache.abandon()
+
+
 def test_processes_that_want_the_same_shards_fetch_each_once(
     folder: Path, server: FaultyServer, tmp_path: Path
 ) -> None:
@@ -344,6 +429,9 @@ def test_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEMIFORMULA_CACHE", str(tmp_path / "none/here"))
     assert default_folder() == tmp_path / "none/here"
     assert default_bytes(default_folder()) > 0
+    (tmp_path / "file").write_bytes(b"")
+    assert default_bytes(tmp_path / "file") > 0  # local data need no cache
+    assert default_bytes(tmp_path / "file/below") > 0
     monkeypatch.delenv("SEMIFORMULA_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert default_folder() == tmp_path / ".cache/semiformula"

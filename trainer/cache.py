@@ -327,7 +327,7 @@ def _cache_faults(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise TrainerError(
             f"{folder}: the cache cannot be used ({error.strerror or error}); mend it or give "
-            "another --cache"
+            "another --cache or SEMIFORMULA_CACHE"
         ) from None
 
 
