@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -233,4 +234,8 @@ def test_dataset_too_large_for_the_self_test_is_refused(
     monkeypatch.setattr(selftest, "MAX_SAMPLES", 100)
     with pytest.raises(TrainerError, match=r"120 samples; .* give one of at most 100 \(`builder"):
         selftest.selftest(selftest.Options(small_set), tmp_path, print)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    run = CliRunner().invoke(main, ["selftest", "--chaos", "--data", str(small_set)])
+    assert run.exit_code == 1
     assert list(tmp_path.iterdir()) == []

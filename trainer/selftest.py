@@ -139,7 +139,7 @@ def selftest(options: Options, folder: Path, say: Say) -> str:
         raise TrainerError("threads or sockets of the faulty server outlived it")
     left = chaos.leftovers([folder], folder / "tmp", shared)
     if left:
-        raise TrainerError(f"left behind: {', '.join(left[:5])}; all is kept in {folder}")
+        raise TrainerError(f"left behind: {', '.join(left[:5])}")
     said = verdict(
         calm.out,
         same.out,

@@ -67,7 +67,14 @@ def selftest(
         if keep is not None and keep.exists() and any(keep.iterdir()):
             raise TrainerError(f"{keep}: is not empty; choose another --keep")
         folder = keep or Path(tempfile.mkdtemp(prefix="semiformula-selftest-"))
-        verdict = selftest(Options(data, seed, rounds, epochs), folder, click.echo)
-        if keep is None:  # what differs is kept, to be looked at
+        try:
+            verdict = selftest(Options(data, seed, rounds, epochs), folder, click.echo)
+        except BaseException:
+            if any(folder.iterdir()):  # what differs is kept, to be looked at
+                click.echo(f"What was done is kept in {folder}.", err=True)
+            elif keep is None:
+                folder.rmdir()
+            raise
+        if keep is None:
             shutil.rmtree(folder)
         click.echo(verdict)
