@@ -193,7 +193,7 @@ def test_room_is_waited_for_while_another_run_goes_on(
     folder: Path, remote: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache, other = (Cache(tmp_path / "cache", 2 * SIZE) for _ in range(2))
-    shards, end = records(folder), time.monotonic() + 1.5
+    shards, end = records(folder), time.monotonic() + 1.0
     held = [other.get(remote, shards[0]), other.get(remote, shards[1])]
 
     def go_on() -> None:
@@ -317,7 +317,7 @@ for _ in range(int(rounds)):
     shard = choice.choice(shards)
     with cache.get(storage, shard) as opened:
         assert len(opened.file.read()) == shard.bytes
-        time.sleep(choice.random() / 50)
+        time.sleep(choice.random() / 100)
 print(cache.counters.fetched_bytes)
 """
 
@@ -358,9 +358,12 @@ def test_killed_process_leaves_a_reservation_that_the_next_removes(
         assert not part.exists()
 
 
-def test_abandoned_cache_holds_no_part(folder: Path, tmp_path: Path) -> None:
+def test_abandoned_cache_holds_no_part(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEMIFORMULA_RETRY_SECONDS", "0.3")
     cache = Cache(tmp_path / "cache", 10**6)
-    with faulty_server(folder, Faults(plan={"": ["hang..."]}, hang_seconds=1)) as server:
+    with faulty_server(folder, Faults(plan={"": ["hang..."]}, hang_seconds=0.3)) as server:
         storage = open_storage(server.url)
         with cache.get(storage, records(folder)[1]):
             pass
@@ -390,9 +393,9 @@ def test_abandoned_parts_may_vanish_meanwhile(tmp_path: Path) -> None:
 def test_processes_that_want_the_same_shards_fetch_each_once(
     folder: Path, server: FaultyServer, tmp_path: Path
 ) -> None:
-    readers = [reader(server, folder, tmp_path / "cache", 10**6, seed, 15) for seed in range(3)]
+    readers = [reader(server, folder, tmp_path / "cache", 10**6, seed, 30) for seed in range(2)]
     fetched = [int(one.communicate()[0]) for one in readers]
-    assert [one.returncode for one in readers] == [0, 0, 0]
+    assert [one.returncode for one in readers] == [0, 0]
     assert sum(fetched) == 8 * SIZE == server.counts.bytes
 
 
@@ -404,7 +407,7 @@ def test_limit_holds_and_no_byte_is_wrong_with_processes_killed_at_random(
     rng = np.random.default_rng(0)
     readers = [reader(server, folder, cache, limit, seed, 10**6) for seed in range(3)]
     wait_until(lambda: cache.is_dir())
-    most, end, started = 0, time.monotonic() + 5, 3
+    most, end, started = 0, time.monotonic() + 3, 3
     while time.monotonic() < end:
         most = max(most, size_of(cache))
         assert all(one.poll() is None for one in readers)

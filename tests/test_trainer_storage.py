@@ -178,7 +178,10 @@ def test_server_that_cuts_many_answers_is_read_piece_by_piece(folder: Path, tmp_
         assert fetched(open_storage(server.url), tmp_path) == DATA
 
 
-def test_object_of_another_length_is_one_line(folder: Path, tmp_path: Path) -> None:
+def test_object_of_another_length_is_one_line(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEMIFORMULA_RETRY_SECONDS", "0.3")
     with faulty_server(folder) as server:
         storage = open_storage(server.url)
         for size in (len(DATA) - 1, len(DATA) + 1):
