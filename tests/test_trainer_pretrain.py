@@ -26,7 +26,7 @@ from trainer.metrics import read_metrics
 from trainer.models import build_model
 from trainer.order import Order, train_counts
 from trainer.run import Duration
-from trainer.setup import Options
+from trainer.setup import Options, cache_of
 from trainer.storage import Storage
 from trainer.train import pretrain
 
@@ -114,6 +114,27 @@ def test_ragged_end_counts_each_sample_once(tmp_path: Path) -> None:
     assert [epoch["digest"] == epoch["expected_digest"] for epoch in epochs] == [True, True]
 
 
+def test_short_step_tells_the_mean_of_its_samples(tmp_path: Path) -> None:
+    hold = write_dataset(tmp_path / "data", samples=6, size_px=32)
+    pretrain(options(tmp_path / "data", tmp_path / "run", batch_size=12, lr=1e-9))  # 4 samples
+    torch.manual_seed(0)
+    model = build_model("resnet18", read_dataset(tmp_path / "data").theta.length)
+    images = torch.from_numpy(np.stack(hold["images"][:4]).astype(np.float32) / 127.5 - 1)
+    theta = torch.from_numpy(np.stack(hold["thetas"][:4]))
+    losses, _ = direct_losses(heads(model(images.permute(0, 3, 1, 2)), 3), theta, 3)
+    (line,) = [line for line in read_metrics(tmp_path / "run") if line["kind"] == "train"]
+    assert line["loss"] == pytest.approx(losses.mean().item(), rel=1e-4)
+    assert sum(line["terms"].values()) == pytest.approx(line["loss"], rel=1e-4)
+    backbone = json.loads((tmp_path / "run" / "backbone.json").read_text())
+    assert backbone["metrics"]["train_loss"] == line["loss"]
+
+
+def test_cache_of_no_bytes_is_not_the_default(tmp_path: Path) -> None:
+    given = options("data", tmp_path / "run", cache=tmp_path, cache_bytes=0)
+    assert cache_of(given).max_bytes == 0
+    assert cache_of(replace(given, cache_bytes=None)).max_bytes > 0
+
+
 def test_faulty_server_costs_time_and_nothing_else(tmp_path: Path) -> None:
     write_dataset(tmp_path / "data", samples=20, samples_per_shard=4, size_px=32)
     pretrain(options(tmp_path / "data", tmp_path / "local"))
@@ -151,7 +172,7 @@ def test_bad_shard_of_held_out_samples_is_left_out(
     given = options(tmp_path / "data", tmp_path / "run", holdout=holdout, checkpoint_every=1)
     for ratio, more in ((0, ""), (0.1, "; with it 4 of 20 samples would be left out, more than")):
         with pytest.raises(TrainerError, match=f"00004-of-00005.tar: SHA-256 differs.*{more}"):
-            pretrain(replace(given, max_bad_ratio=ratio))
+            pretrain(replace(given, max_bad_ratio=ratio, out=str(tmp_path / f"run-{ratio}")))
     capsys.readouterr()
     pretrain(replace(given, max_bad_ratio=0.2))
     told = capsys.readouterr()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import signal
 import subprocess
@@ -10,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,10 +23,14 @@ import trainer.train
 from tests.shards_by_hand import write_dataset
 from tests.slots import Slots
 from trainer.dataset import read_dataset
+from trainer.errors import TrainerError
 from trainer.feed import Feed
 from trainer.loader import batches_from
+from trainer.progress import Progress
+from trainer.ranks import Ranks
 from trainer.run import Duration
 from trainer.samples import Samples
+from trainer.schedule import End
 from trainer.setup import Options
 from trainer.stops import SIGNALS, Stop, Stopped, stop_signals
 from trainer.train import pretrain
@@ -170,6 +177,75 @@ def test_signal_anywhere_ends_in_one_line(
     assert (tmp_path / "run" / "checkpoint.json").exists() == (step is not None)
     assert not (tmp_path / "run" / "backbone.json").exists()
     assert not list((tmp_path / "run").glob(".*.tmp-*"))
+
+
+@pytest.fixture
+def unreadable(tmp_path: Path) -> Options:
+    """A run that trains on two shards; the third, of held-out samples, is gone."""
+    write_dataset(tmp_path / "data", samples=9, samples_per_shard=3, size_px=32)
+    (tmp_path / "data/data/train-00002-of-00003.tar").unlink()
+    return Options(
+        data=str(tmp_path / "data"),
+        out=str(tmp_path / "run"),
+        loss="direct",
+        arch="mobilenet_v2",
+        duration=Duration(steps=2),
+        batch_size=4,
+        workers=0,
+        holdout=3,
+        precision="fp32",
+    )
+
+
+def test_signal_does_not_wait_for_held_out_samples(
+    unreadable: Options, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    signalled(trainer.train, "commit", monkeypatch)
+    with pytest.raises(SystemExit) as ended:
+        pretrain(unreadable)
+    assert ended.value.code == 143
+    assert capsys.readouterr().err == "Stopped by SIGTERM at step 1; the same command goes on.\n"
+    assert steps_saved(unreadable) == [1]
+
+
+def test_held_out_samples_that_cannot_be_read_cost_no_checkpoint(
+    unreadable: Options, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = r"no such file.*; the checkpoint of step 2 is written"
+    with pytest.raises(TrainerError, match=said):
+        pretrain(unreadable)
+    assert steps_saved(unreadable) == [2]
+    assert "dataset.json lists it; no figure5 of epoch 1.\n" in capsys.readouterr().err
+    with pytest.raises(TrainerError, match=r"no such file"):  # at the export
+        pretrain(unreadable)
+
+
+def steps_saved(options: Options) -> list[int]:
+    index = json.loads((Path(options.out) / "checkpoint.json").read_text())
+    return [record["step"] for record in index["checkpoints"]]
+
+
+class Stalled:
+    """A feed whose samples do not come; it is asked at most a hundred times."""
+
+    asked = 0
+
+    def fill(self, seconds: float, stop: Callable[[], bool]) -> bool:
+        self.asked += 1
+        assert self.asked < 100
+        time.sleep(0.01)
+        return False
+
+
+@pytest.mark.parametrize("saved_seconds", [-239.9, -230.0])
+def test_minutes_end_while_samples_are_waited_for(saved_seconds: float) -> None:
+    this: Any = SimpleNamespace(ranks=Ranks(), end=End(math.inf, math.inf, 60.2))
+    feed: Any = Stalled()
+    options: Any = SimpleNamespace(checkpoint_every=None)
+    at = Progress(step=3, seconds=60.0, saved_seconds=saved_seconds)
+    word = trainer.train.at_hand(this, at, feed, Stop(), options)
+    assert word.over
+    assert word.due == (saved_seconds < -239)  # 300 seconds have gone by in the stall
 
 
 @pytest.mark.parametrize("workers", [0, 1])

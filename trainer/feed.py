@@ -47,7 +47,12 @@ class Feed:
 
     @property
     def seconds(self) -> torch.Tensor:
-        """What the makers of the parts at hand spent: float64 [3], as in Batch."""
+        """What the makers of the parts at hand spent: float64 [3], as in Batch.
+
+        Where none has come, it is the shards that are waited for.
+        """
+        if not self.parts:
+            return torch.tensor([torch.inf, 0.0, 0.0])
         return torch.stack([part.seconds for part in self.parts]).sum(dim=0)
 
     def take(self) -> Iterator[tuple[Batch, bool]]:

@@ -37,7 +37,7 @@ class Progress:
     waited: np.ndarray[Any, np.dtype[np.float64]] = field(
         default_factory=lambda: np.zeros(len(WAITS))
     )
-    rows: list[torch.Tensor] = field(default_factory=list)  # a step's loss and terms, of own parts
+    rows: list[torch.Tensor] = field(default_factory=list)  # a step's, as forward_part's
     norms: list[torch.Tensor] = field(default_factory=list)  # a step's gradient norm
     cursors: list[int] = field(default_factory=list)  # where the steps began
     quarantined: list[str] = field(default_factory=list)
@@ -95,16 +95,18 @@ def log_metrics(this: Setup, at: Progress, bar: Any = None) -> None:
     if not at.rows:
         return
     # The only wait for the device: rows are sums over own parts, the norms everybody's.
-    rows = this.ranks.total(torch.stack(at.rows)).tolist()
+    rows = this.ranks.total(torch.stack(at.rows)).cpu().double().numpy()
     norms = torch.stack(at.norms).tolist()
     names = ["loss", *TERMS[this.task.loss]]
-    for number, (row, norm) in enumerate(zip(rows, norms, strict=True)):
+    weights = rows[:, 0]  # below 1 where a step ends the run, or shards were left out
+    means = rows[:, 1:] / np.where(weights > 0, weights, 1)[:, None]
+    for number, (row, norm) in enumerate(zip(means.tolist(), norms, strict=True)):
         if not np.isfinite([*row, norm]).all():
             refuse_step(this, at, number, [*names, "grad_norm"], [*row, norm])
-    mean = dict(zip(names, np.mean(rows, axis=0).tolist(), strict=True))
     seconds = max(at.seconds - at.logged_seconds, 1e-9)
     images_per_s = (at.cursor - at.logged_cursor) / seconds
-    if this.log is not None:
+    if this.log is not None and weights.any():  # a sample came
+        mean = dict(zip(names, (rows[:, 1:].sum(axis=0) / weights.sum()).tolist(), strict=True))
         this.log.append(
             "train",
             step=at.step,
@@ -123,7 +125,7 @@ def log_metrics(this: Setup, at: Progress, bar: Any = None) -> None:
     if bar is not None:
         if this.end.seconds < float("inf"):
             bar.total = round(at.step * this.end.seconds / at.seconds)  # as far as can be told
-        bar.set_postfix_str(f"loss {rows[-1][0]:.4g}, {images_per_s:.0f} img/s")
+        bar.set_postfix_str(f"loss {means[-1, 0]:.4g}, {images_per_s:.0f} img/s")
     at.rows, at.norms, at.cursors, at.waited = [], [], [], np.zeros(len(WAITS))
     at.logged_seconds, at.logged_cursor = at.seconds, at.cursor
 

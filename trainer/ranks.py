@@ -58,7 +58,11 @@ class Ranks:
         return self.rank == 0
 
     def agree(self, word: Word) -> Word:
-        """The largest of what all processes say; raises Left or Stopped when one leaves."""
+        """The largest of what all processes say; raises Left or Stopped when one leaves.
+
+        One that fails says so in `farewell`, in the place of its next word: whatever the others
+        meet here for, they hear it. Of several that fail the first by rank is told.
+        """
         if self.world == 1:
             return word
         said = torch.tensor(word, dtype=torch.int64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from trainer.checkpoint import save_checkpoint
 from trainer.errors import TrainerError
 from trainer.export import export_backbone
 from trainer.index import BadShard
-from trainer.ledger import check_lines, epoch_lines, records_of, write_ledger
+from trainer.ledger import EpochLine, check_lines, epoch_lines, records_of, write_ledger
 from trainer.metrics import read_metrics, recent_train_loss
 from trainer.node import Node
 from trainer.pictures import draw_curves, draw_epoch, read_shown, title_of
@@ -32,18 +32,32 @@ KEPT_BYTES = 256 * 10**6  # of decoded held-out samples; more are read again at 
 def save(this: Setup, at: Progress, node: Node, options: Options, stop: Stop, bar: Any) -> None:
     """Held-out loss, checkpoint, ledger and curves; nothing when a loss was not finite.
 
-    All processes call it at the same step; the first one writes.
+    All processes call it at the same step; the first one writes. Raises TrainerError where
+    held-out samples cannot be read, when the checkpoint is written.
     """
     log_metrics(this, at, bar)
-    held = holdout_loss(this, at, stop)
+    held, fault = holdout_loss(this, at, stop)
     ledger = this.ledger
     pending = torch.from_numpy(ledger.pending(at.cursor))
     ledger.settle(at.cursor, this.ranks.total(pending).numpy())
     lines = epoch_lines(ledger, at.cursor)
     at.quarantined = left_out(this, at, node)
     check_lines(lines, at.quarantined)
+    write_checkpoint(this, at, options, held, lines)
+    at.saved_step, at.saved_seconds = at.step, at.seconds
+    if fault is not None:
+        raise TrainerError(f"{fault.message}; the checkpoint of step {at.step} is written")
+
+
+def write_checkpoint(
+    this: Setup,
+    at: Progress,
+    options: Options,
+    held: list[float] | None,
+    lines: Sequence[EpochLine],
+) -> None:
+    """Write what `save` has gathered; the first process alone."""
     if this.log is None or this.place is None:
-        at.saved_step, at.saved_seconds = at.step, at.seconds
         return
     if held is not None:
         loss, *terms = held
@@ -58,11 +72,10 @@ def save(this: Setup, at: Progress, node: Node, options: Options, stop: Stop, ba
         samples_seen=at.cursor,
         seconds=at.seconds,
         metrics_bytes=this.log.sync(),
-        ledger=records_of(ledger),
+        ledger=records_of(this.ledger),
         quarantined=at.quarantined,
         keep=options.keep,
     )
-    at.saved_step, at.saved_seconds = at.step, at.seconds
     out = this.place.folder
     write_ledger(out, this.order, lines, at.quarantined)
     draw_curves(out, title_of(this.run))
@@ -79,7 +92,11 @@ def draw_epochs_end(this: Setup, at: Progress, before: int) -> None:
     if at.figure5 is None:
         left_out = partial(leave_out, this, at)
         holdout = this.run.config.holdout
-        at.figure5 = read_shown(this.storage, this.cache, this.dataset, holdout, left_out)
+        try:
+            at.figure5 = read_shown(this.storage, this.cache, this.dataset, holdout, left_out)
+        except TrainerError as error:  # no figure is worth the steps since the last checkpoint
+            click.echo(f"Warning: {error.message}; no figure5 of epoch {epoch}.", err=True)
+            return
     if len(at.figure5.images):
         draw_epoch(this.place.folder, this.run, epoch, at.step, this.task, this.shown, at.figure5)
 
@@ -139,37 +156,49 @@ def leave_out(this: Setup, at: Progress, shard: int, error: BadShard) -> None:
 
 
 @torch.inference_mode()
-def holdout_loss(this: Setup, at: Progress, stop: Stop) -> list[float] | None:
+def holdout_loss(
+    this: Setup, at: Progress, stop: Stop
+) -> tuple[list[float] | None, TrainerError | None]:
     """Mean loss and terms over the held-out samples that are good; None when there is none.
 
     Taken with the running batch norms. Also None when a signal came to any process: a farm that
-    asked to stop does not wait for a number. Raises TrainerError when one is not finite, as after
-    a step that broke the weights.
+    asked to stop does not wait for a number; and when any could not read its samples: the error is
+    that process's. Raises TrainerError when a mean is not finite, as after a step that broke the
+    weights.
     """
     if this.dataset.samples == this.order.train_samples:
-        return None
+        return None, None
+    if this.ranks.agree(Word(signal=stop.signal)).signal:  # before anything is read
+        return None, None
     model, training = this.shown, this.shown.training
     sums = torch.zeros(2 + len(TERMS[this.task.loss]), dtype=torch.float64)
-    stopped = False
+    batches, fault = held_out(this, at), None
     model.eval()
-    for batch in held_out(this, at):
-        stopped = bool(this.ranks.agree(Word(signal=stop.signal)).signal)
-        if stopped:
+    while True:
+        batch = None
+        try:
+            batch = next(batches, None)
+        except TrainerError as error:
+            fault = error
+        word = this.ranks.agree(Word(signal=stop.signal, over=fault is not None))
+        if word.signal or word.over or batch is None:
             break
         if len(batch.index):
             losses, terms = losses_of(this.task, model, on_device(this.task, batch))
             sums[:-1] += torch.stack([part.sum() for part in (losses, *terms.values())]).cpu()
             sums[-1] += len(batch.index)
     model.train(training)
-    if stopped:
-        return None
+    if word.signal:
+        return None, None
+    if word.over:
+        return None, fault
     *totals, count = this.ranks.total(sums).tolist()
     if not count:
-        return None
+        return None, None
     means = [total / count for total in totals]
     if not np.isfinite(means).all():
         refuse(at, f"step {at.step}: held-out loss not finite ({means[0]:.4g})")
-    return means
+    return means, None
 
 
 def finish(this: Setup, at: Progress) -> None:
@@ -180,7 +209,10 @@ def finish(this: Setup, at: Progress) -> None:
     # A run that a signal stopped, then asked for no more steps, has no held-out loss of its end.
     known = [line for line in lines if (line["kind"], line["step"]) == ("holdout", at.step)]
     if this.ranks.agree(Word(due=int(place is not None and not known))).due:
-        held = holdout_loss(this, at, Stop())
+        held, fault = holdout_loss(this, at, Stop())
+        if fault is not None:
+            raise fault
+        this.ranks.agree(Word())  # one that failed tells so now
     if place is None:
         return
     held_line = known[-1] if known else None
@@ -220,10 +252,7 @@ def summarise(
         accuracy = "" if right is None else f", accuracy {100 * right:.1f} %"
         click.echo(f"Held-out loss {held['loss']:.4g}{accuracy}.")
     train = [line for line in lines if line["kind"] == "train"]
-    shares = {
-        name: 100 * sum(line["waits"][name] * line["steps"] for line in train) / at.step
-        for name in WAITS
-    }
+    shares = waited_percent(train)
     causes = ", ".join(f"{name.replace('_', '-')} {share:.1f} %" for name, share in shares.items())
     click.echo(
         f"{at.seconds / 60:.1f} minutes of training, "
@@ -232,6 +261,29 @@ def summarise(
     )
     click.echo(ledger_line(this, at))
     click.echo(memory_line(this.task.device))
+
+
+def waited_percent(train: list[dict[str, Any]]) -> dict[str, float]:
+    """What the lines' waits come to, in percent of the seconds that their steps took.
+
+    >>> half = {"shards": 0.5, "decode": 0.0, "handoff": 0.0}
+    >>> slow = {"samples": 10, "images_per_s": 1.0, "waits": half}
+    >>> fast = {"samples": 100, "images_per_s": 9.0, "waits": dict.fromkeys(half, 0.0)}
+    >>> waited_percent([slow, fast])["shards"]
+    25.0
+    """
+    before = [0, *(line["samples"] for line in train)]
+    seconds = [
+        (line["samples"] - start) / line["images_per_s"]
+        for line, start in zip(train, before, strict=False)
+    ]
+    total = max(sum(seconds), 1e-9)
+    return {
+        name: 100
+        * sum(line["waits"][name] * s for line, s in zip(train, seconds, strict=True))
+        / total
+        for name in WAITS
+    }
 
 
 def ledger_line(this: Setup, at: Progress) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import numpy as np
@@ -70,6 +71,16 @@ class Options:
     max_bad_ratio: float = 0.0
 
 
+Tensors = list[torch.Tensor]
+
+
+class Pairs(NamedTuple):
+    """The averaged weights' tensors, and the model's that they follow, in the same order."""
+
+    floats: tuple[Tensors, Tensors]  # weights and running statistics
+    counts: tuple[Tensors, Tensors]  # num_batches_tracked
+
+
 @dataclass(frozen=True)
 class Setup:
     """What the loop works with."""
@@ -86,6 +97,7 @@ class Setup:
     task: Task
     model: torch.nn.Module
     averaged: torch.nn.Module | None  # --ema
+    pairs: Pairs  # of both, empty without --ema
     optimizer: torch.optim.Optimizer
     norms: Norms
     ledger: Ledger
@@ -151,6 +163,7 @@ def set_up(
         task=task,
         model=model,
         averaged=averaged,
+        pairs=pairs_of(averaged, model),
         optimizer=optimizer,
         norms=norms_of(model),
         ledger=ledger,
@@ -158,6 +171,19 @@ def set_up(
         resumed=resumed,
         max_bad_ratio=options.max_bad_ratio,
     )
+
+
+def pairs_of(averaged: torch.nn.Module | None, model: torch.nn.Module) -> Pairs:
+    """The tensors of both state dicts; they stay where they are for the life of the modules."""
+    pairs = Pairs(([], []), ([], []))
+    if averaged is not None:
+        for old, new in zip(
+            averaged.state_dict().values(), model.state_dict().values(), strict=True
+        ):
+            kind = pairs.floats if new.is_floating_point() else pairs.counts
+            kind[0].append(old)
+            kind[1].append(new)
+    return pairs
 
 
 def described(

@@ -47,8 +47,9 @@ def write_tensors(
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % ALIGN_BYTES)
     digest, written = hashlib.sha256(), 0
-    pieces = (tensors[name].reshape(-1).view(torch.uint8).numpy() for name in names)
-    for piece in (len(text).to_bytes(8, "little"), text, *pieces):
+    views = (tensors[name].reshape(-1).view(torch.uint8).numpy().data for name in names)
+    pieces: list[bytes | memoryview] = [len(text).to_bytes(8, "little"), text, *views]
+    for piece in pieces:
         file.write(piece)
         digest.update(piece)
         written += len(piece)

@@ -25,6 +25,7 @@ from trainer.preflight import eager_where_odd, try_compiled, verdict, wanted, wa
 from trainer.progress import Progress, log_metrics, progress_bar, progress_of, split_wait, through
 from trainer.ranks import Word, joined, summed_gradients, told
 from trainer.rundir import run_dir
+from trainer.samples import Batch
 from trainer.saving import draw_epochs_end, finish, save
 from trainer.schedule import decay_at, lr_at
 from trainer.setup import Options, Setup, cache_of, set_up, write_run
@@ -70,7 +71,7 @@ def pretrain(options: Options) -> None:
 
 def train(this: Setup, at: Progress, options: Options, stop: Stop) -> None:
     """The loop; a signal that came within is raised when its checkpoint is written."""
-    task, model, optimizer, norms = this.task, this.model, this.optimizer, this.norms
+    model, optimizer, norms = this.model, this.optimizer, this.norms
     ranks, config, end = this.ranks, this.run.config, this.end
     model.train()
     with feeding(this, at, options) as feed, progress_bar(this, at) as bar:
@@ -79,27 +80,19 @@ def train(this: Setup, at: Progress, options: Options, stop: Stop) -> None:
             while at.step < end.step and at.cursor < end.sample:
                 mark = time.perf_counter()
                 word = at_hand(this, at, feed, stop, options)
+                waited = time.perf_counter() - mark
+                at.waited += split_wait(waited, feed.seconds)
                 if word.signal or word.over:
-                    stop.signal = stop.signal or word.signal
+                    at.seconds += waited
+                    stop.signal = word.signal or stop.signal  # one exit code for all processes
                     break  # no process has made anything of its parts
-                at.waited += split_wait(time.perf_counter() - mark, feed.seconds)
 
                 optimizer.zero_grad(set_to_none=True)
                 norms.begin()
                 rows, arrived = [], []
                 for part, more in feed.take():
-                    batch = on_device(task, padded(part))
-                    weights = weights_of(len(batch.normal), part, config.batch_size, task.device)
-                    # Gradients add up over the parts, and with the last one over the processes.
-                    sync = net.no_sync() if more and ranks.world > 1 else nullcontext()
-                    with sync, eager_where_odd(at.compiled, config, len(weights)):
-                        losses, terms = losses_of(task, net, batch)  # float32 [rows] each
-                        loss = weights @ losses  # the parts' sums add up to the batch's mean
-                        loss.backward()
+                    rows.append(forward_part(this, at, net, part, more))
                     norms.add(len(part.index))
-                    rows.append(
-                        torch.stack([loss.detach(), *(weights @ t for t in terms.values())])
-                    )
                     arrived.append(part.index.numpy())
                 norm = gradient_norm(model)  # nothing waits for the device here
                 norms.end(ranks.total, len(rows))
@@ -120,39 +113,63 @@ def train(this: Setup, at: Progress, options: Options, stop: Stop) -> None:
                     save(this, at, feed.node, options, stop, bar)
             if at.step > at.saved_step:
                 save(this, at, feed.node, options, stop, bar)
-            if stop() and this.place is not None:
-                this.place.settle()
+            if stop() and this.place is not None and not this.place.settle():
+                click.echo(
+                    f"Warning: {this.place.folder} alone has this checkpoint: on this machine the "
+                    "same command goes on from it.",
+                    err=True,
+                )
         stop.check()
+
+
+def forward_part(this: Setup, at: Progress, net: Any, part: Batch, more: bool) -> torch.Tensor:
+    """Add a part's gradients, after the last one those of all processes; `more` follow.
+
+    Returns float32 [2 + terms]: what the samples that came weigh together, and the sums of their
+    weighted losses and terms. The parts' sums add up to the batch's mean where all came.
+    """
+    task, config = this.task, this.run.config
+    batch = on_device(task, padded(part))
+    weights = weights_of(len(batch.normal), part, config.batch_size, task.device)
+    sync = net.no_sync() if more and this.ranks.world > 1 else nullcontext()
+    with sync, eager_where_odd(at.compiled, config, len(weights)):
+        losses, terms = losses_of(task, net, batch)  # float32 [rows] each
+        loss = weights @ losses
+        loss.backward()
+    return torch.stack([weights.sum(), loss.detach(), *(weights @ t for t in terms.values())])
 
 
 def at_hand(this: Setup, at: Progress, feed: Feed, stop: Stop, options: Options) -> Word:
     """Wait until every process has its parts, or one wants to stop; all hear the same word.
 
     A process that waits for long asks the others every second, so that none of them is deaf to a
-    signal, or to the end of the minutes, because another one's storage is slow.
+    signal, or to the end of the minutes, because another one's storage is slow. A run by minutes
+    makes a step at least.
     """
+    mark = time.perf_counter()
     while True:
         ready = feed.fill(AGREE_SECONDS, stop)
+        seconds = at.seconds + time.perf_counter() - mark
         word = this.ranks.agree(
             Word(
                 signal=stop.signal,
                 waiting=not ready,
-                over=this.ranks.first and at.seconds >= this.end.seconds,
-                due=checkpoint_due(this, at, options.checkpoint_every),
+                over=this.ranks.first and at.step > 0 and seconds >= this.end.seconds,
+                due=checkpoint_due(this, at, seconds, options.checkpoint_every),
             )
         )
         if word.signal or word.over or not word.waiting:
             return word
 
 
-def checkpoint_due(this: Setup, at: Progress, every_steps: int | None) -> bool:
-    """By steps where --checkpoint-every says so, else by the first process's clock.
+def checkpoint_due(this: Setup, at: Progress, seconds: float, every_steps: int | None) -> bool:
+    """By steps where --checkpoint-every says so, else by the first process's training `seconds`.
 
     Neither changes the weights.
     """
     if every_steps is not None:
         return (at.step + 1) % every_steps == 0
-    return this.ranks.first and at.seconds - at.saved_seconds >= CHECKPOINT_EVERY_SECONDS
+    return this.ranks.first and seconds - at.saved_seconds >= CHECKPOINT_EVERY_SECONDS
 
 
 def gradient_norm(model: torch.nn.Module) -> torch.Tensor:
@@ -163,14 +180,10 @@ def gradient_norm(model: torch.nn.Module) -> torch.Tensor:
 @torch.no_grad()
 def average(this: Setup, step: int) -> None:
     """Move the averaged weights and statistics towards the model's, after step count `step`."""
-    if this.averaged is None or this.run.config.ema is None:
+    if this.run.config.ema is None:
         return
-    old, new = this.averaged.state_dict(), this.model.state_dict()
-    share = 1 - decay_at(this.run.config.ema, step)
-    floats = [name for name, tensor in new.items() if tensor.is_floating_point()]
-    counts = [name for name in new if name not in floats]  # num_batches_tracked
-    torch._foreach_lerp_([old[n] for n in floats], [new[n] for n in floats], share)
-    torch._foreach_copy_([old[n] for n in counts], [new[n] for n in counts])
+    torch._foreach_lerp_(*this.pairs.floats, 1 - decay_at(this.run.config.ema, step))
+    torch._foreach_copy_(*this.pairs.counts)
 
 
 def commit(
