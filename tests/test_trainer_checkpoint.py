@@ -314,11 +314,14 @@ def test_version_one_is_refused_by_name_and_number(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"micro_batches": 4}, "was started with --micro-batches 2, asked for 4; use the same"),
-        ({"window_shards": 8}, "was started with --window 16, asked for 8"),
-        ({"ema": 0.999}, "was started with --ema None, asked for 0.999"),
-        ({"warmup_steps": 5}, "was started with --warmup-steps 0, asked for 5"),
-        ({"schedule": "cosine", "total_steps": 5}, "with --schedule constant, asked for cosine"),
+        ({"micro_batches": 4}, "with --micro-batches 2, now with --micro-batches 4; use the same"),
+        ({"window_shards": 8}, "was started with --window 16, now with --window 8"),
+        ({"ema": 0.999}, "was started without --ema, now with --ema 0.999"),
+        ({"warmup_steps": 5}, "was started with --warmup-steps 0, now with --warmup-steps 5"),
+        (
+            {"schedule": "cosine", "total_steps": 5},
+            "with --schedule constant, now with --schedule cosine",
+        ),
     ],
 )
 def test_changed_option_is_refused(tmp_path: Path, changes: dict[str, object], said: str) -> None:

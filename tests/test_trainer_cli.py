@@ -170,7 +170,9 @@ def test_show_finds_moved_data(tmp_path: Path) -> None:
     result = run("show", tmp_path / "run")
     assert result.exit_code == 1
     assert "data: no such folder" in result.output
-    result = run("show", tmp_path / "run", "--data", tmp_path / "moved")
+    data = f"file://{tmp_path}/moved"
+    result = run("show", f"file://{tmp_path}/run", "--data", data)
+    assert result.output.startswith(f"{tmp_path}/run/figure5.png: ")
     assert result.exit_code == 0, result.output
 
 

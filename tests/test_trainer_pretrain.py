@@ -229,7 +229,7 @@ def test_averaged_weights_are_exported_and_survive_a_resume(tmp_path: Path) -> N
     name = "layer1.0.conv1.weight"
     assert torch.equal(expected[name], tensors[f"ema/{name}"])
     assert not torch.equal(expected[name], tensors[f"model/{name}"])
-    with pytest.raises(TrainerError, match=r"was started with --ema 0\.5, asked for None"):
+    with pytest.raises(TrainerError, match=r"was started with --ema 0\.5, now without --ema"):
         pretrain(replace(given, ema=None))
 
 
@@ -267,6 +267,11 @@ def test_preflights_choice_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture
     ("changes", "message"),
     [
         ({"micro_batches": 7}, "--micro-batches 7: a batch of 6 cannot be cut so often"),
+        (
+            {"schedule": "cosine", "duration": Duration(steps=3), "warmup_steps": 3},
+            "--warmup-steps 3: the cosine ends after 3 steps",
+        ),
+        ({"out": "http://localhost:1/run"}, "--out http://localhost:1/run: http cannot be written"),
         ({"loss": "cross_entropy"}, "the dataset holds parameters; train on it with --task param"),
     ],
 )
@@ -275,8 +280,9 @@ def test_options_that_do_not_fit_are_refused(
 ) -> None:
     write_dataset(tmp_path / "data", size_px=32)
     with pytest.raises(TrainerError) as error:
-        pretrain(options(tmp_path / "data", tmp_path / "run", **changes))
+        pretrain(replace(options(tmp_path / "data", tmp_path / "run"), **changes))  # type: ignore[arg-type]
     assert message in error.value.message
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 @pytest.mark.parametrize(

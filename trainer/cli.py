@@ -121,9 +121,9 @@ def show(run: str, data: str | None, png: Path | None) -> None:
         raise click.UsageError(f"--out {png}: the figure is a PNG, give a name that ends in .png")
     with interruptible():
         from trainer.show import show
-        from trainer.storage import is_remote
+        from trainer.storage import is_remote, local_path
 
-        png = png or (Path() if is_remote(run) else Path(run)) / "figure5.png"
+        png = png or (Path() if is_remote(run) else local_path(run)) / "figure5.png"
         what, error = show(run, data, png)
         click.echo(f"{png}: {what}, error {error:.1f} grey levels (root mean square)")
 

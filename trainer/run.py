@@ -165,13 +165,24 @@ def refuse_other_run(out: Path, before: Run, run: Run) -> None:
                     f"{out}: was started with a cosine over {old} steps, asked for {asked}; "
                     "give the same duration, or another --out"
                 )
-            option = {"size_px": "size", "window_shards": "window"}.get(
-                name, name.replace("_", "-")
-            )
             raise TrainerError(
-                f"{out}: was started with --{option} {old}, asked for {asked}; "
-                "use the same, or give another --out"
+                f"{out}: was started {given(name, old)}, now {given(name, asked)}; use the same "
+                "(what is not given is the default), or give another --out"
             )
+
+
+def given(name: str, value: object) -> str:
+    """A key of Config and its value as the option that gives it.
+
+    >>> given("size_px", 64), given("loss", "cross_entropy"), given("ema", None)
+    ('with --size 64', 'with --task classify', 'without --ema')
+    """
+    if value is None:
+        return f"without --{name}"
+    if (name, value) == ("loss", "cross_entropy"):
+        return "with --task classify"
+    option = {"size_px": "size", "window_shards": "window"}.get(name, name.replace("_", "-"))
+    return f"with --{option} {value}"
 
 
 @contextmanager
@@ -182,6 +193,7 @@ def locked(out: Path) -> Iterator[None]:
     not inherit it: they outlive a killed trainer by seconds, and the same command must go on at
     once.
     """
+    made = not out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
         file = (out / LOCK_FILE).open("a")  # nothing of a folder that may not be ours is changed
@@ -195,4 +207,9 @@ def locked(out: Path) -> Iterator[None]:
         for name in WRITTEN_FILES:
             for path in out.glob(f".{name}.tmp-*"):
                 path.unlink(missing_ok=True)
-        yield
+        try:
+            yield
+        finally:
+            if made and out.is_dir() and [entry.name for entry in out.iterdir()] == [LOCK_FILE]:
+                (out / LOCK_FILE).unlink()  # what was asked for was refused
+                out.rmdir()

@@ -24,12 +24,13 @@ from trainer.ledger import LEDGER_FILE
 from trainer.metrics import METRICS_FILE
 from trainer.mirror import SNAPSHOT, OtherWriter, pull, remove_others, send
 from trainer.run import RUN_FILE, locked
-from trainer.storage import Storage, is_remote, open_storage
+from trainer.storage import Storage, is_remote, local_path, open_storage
 
 # What goes up beside the checkpoints; checkpoint.json follows after all that it names.
 PUSHED = (RUN_FILE, METRICS_FILE, LEDGER_FILE, "curves.png", "figure5/*.png", "tensorboard/*")
 PRODUCT = (WEIGHTS_FILE, BACKBONE_FILE)
 POLL_SECONDS = 0.2
+READ_ONLY = ("http://", "https://")
 
 
 @contextmanager
@@ -39,9 +40,13 @@ def run_dir(out: str, cache: Path) -> Iterator[RunDir]:
     `cache` is the folder below which the mirror of a remote --out lies. Raises TrainerError when
     another process trains there, or when the place holds something else than a run.
     """
+    if out.startswith(READ_ONLY):
+        raise TrainerError(
+            f"--out {out}: http cannot be written to; give a folder, or a URL such as s3://BUCKET"
+        )
     storage = open_storage(out.rstrip("/")) if is_remote(out) else None
     if storage is None:
-        folder = Path(out.removeprefix("file://"))
+        folder = local_path(out)
     else:
         folder = cache / "runs" / hashlib.sha256(storage.url.encode()).hexdigest()[:32]
     with locked(folder):

@@ -35,7 +35,7 @@ from trainer.rundir import RunDir
 from trainer.schedule import End, end_of, last_step
 from trainer.shards import read_normals
 from trainer.step import Cut, own_parts
-from trainer.storage import Storage, is_remote
+from trainer.storage import Storage, is_remote, local_path
 from trainer.task import Task, make_task, needs_normals, pick_device, pick_precision
 
 
@@ -198,7 +198,7 @@ def described(
     if place is not None:
         before = previous_run(place.folder)
         config = config_of(options, dataset, device, ranks.world, before)
-        data = options.data if is_remote(options.data) else str(Path(options.data).absolute())
+        data = options.data if is_remote(options.data) else str(local_path(options.data).absolute())
         compiled = before.compiled if before else None
         run = new_run(config, dataset, data, options.duration, compiled)
         if before is not None:
@@ -234,9 +234,13 @@ def config_of(
     if parts is None:
         parts = before.config.micro_batches if before else world
     if parts > options.batch_size:
+        what, less = f"--micro-batches {parts}", "give fewer"
+        if options.micro_batches is None:
+            what = f"{RUN_FILE} has {parts} micro-batches" if before else f"{parts} processes"
+            less = "give another --out" if before else "start fewer"
         raise TrainerError(
-            f"--micro-batches {parts}: a batch of {options.batch_size} cannot be cut so often; "
-            "give fewer, or a larger --batch-size"
+            f"{what}: a batch of {options.batch_size} cannot be cut so often; {less}, or a larger "
+            "--batch-size"
         )
     return Config(
         loss=options.loss,
@@ -263,6 +267,11 @@ def total_steps(options: Options, train_samples: int) -> int | None:
     steps = last_step(end_of(options.duration, train_samples), options.batch_size)
     if steps is None:
         raise TrainerError("--schedule cosine: its end must be known; give --epochs or --steps")
+    if options.warmup_steps >= steps:
+        raise TrainerError(
+            f"--warmup-steps {options.warmup_steps}: the cosine ends after {steps} steps; give "
+            "fewer, or a longer run"
+        )
     return steps
 
 

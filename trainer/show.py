@@ -16,14 +16,14 @@ from trainer.models import build_model
 from trainer.pictures import draw_figure5, read_shown, reconstructed, samples_of, title_of
 from trainer.run import read_run
 from trainer.state import load_model, under
-from trainer.storage import is_remote, open_storage
+from trainer.storage import is_remote, local_path, open_storage
 from trainer.task import make_task
 
 
 def show(run: str, data: str | None, png: Path) -> tuple[str, float]:
     """`show_folder` of a run folder here or in object storage."""
     if not is_remote(run):
-        return show_folder(Path(run), data, png)
+        return show_folder(local_path(run), data, png)
     with tempfile.TemporaryDirectory(prefix="semiformula-show-") as folder:
         pull(open_storage(run.rstrip("/")), Path(folder))
         return show_folder(Path(folder), data, png)

@@ -169,6 +169,11 @@ def is_remote(url: str) -> bool:
     return "://" in url and not url.startswith("file://")
 
 
+def local_path(url: str) -> Path:
+    """The folder that a path or a file:// URL names."""
+    return Path(url.removeprefix("file://"))
+
+
 @lru_cache(maxsize=16)
 def open_storage(url: str) -> Storage:
     """The storage at a path or URL; one connection a process. A missing folder is not created."""
@@ -176,4 +181,4 @@ def open_storage(url: str) -> Storage:
         from trainer.bucket import Bucket  # here, because it is made from this module's parts
 
         return Bucket(url)
-    return Folder(Path(url.removeprefix("file://")))
+    return Folder(local_path(url))
