@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save
 
 from tests.shards_by_hand import sha256, write_dataset
 from trainer.errors import TrainerError
-from trainer.metrics import read_metrics
+from trainer.metrics import MetricsLog, read_metrics
 from trainer.run import Duration
 from trainer.setup import Options
 from trainer.train import pretrain
@@ -253,6 +253,18 @@ def test_cut_last_line_of_metrics_is_forgiven(run: Options, tmp_path: Path) -> N
     data = (Path(run.out) / "metrics.jsonl").read_bytes()
     (tmp_path / "metrics.jsonl").write_bytes(data[:-9])
     assert read_metrics(tmp_path) == read_metrics(Path(run.out))[:-1]
+
+
+def test_run_goes_on_without_lines_of_metrics_that_are_missing(
+    run: Options, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, *_ = (Path(run.out) / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "metrics.jsonl").write_bytes(first + b'{"kind": "tra')
+    log = MetricsLog(tmp_path, 10**6)
+    log.append("holdout", step=7, samples=28, loss=0.5, terms={})
+    log.close()
+    assert "metrics.jsonl: shorter than its checkpoint says" in capsys.readouterr().err
+    assert [line["step"] for line in read_metrics(tmp_path)] == [json.loads(first)["step"], 7]
 
 
 def test_damaged_metrics_are_refused_before_training(run: Options, tmp_path: Path) -> None:

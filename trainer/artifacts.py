@@ -75,7 +75,9 @@ def read_json(model: type[ModelT], path: Path) -> ModelT:
     except FileNotFoundError:
         raise TrainerError(f"{path}: no such file") from None
     except (ValueError, RecursionError) as error:
-        raise TrainerError(f"{path}: not readable as JSON ({error}); is the file cut?") from None
+        raise TrainerError(
+            f"{path}: not readable as JSON ({error}); is the file cut? Bring back a whole copy"
+        ) from None
     except OSError as error:
         raise TrainerError(f"{path}: cannot be read ({error.strerror})") from None
     return parse_model(model, data, str(path))

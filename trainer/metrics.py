@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
+import click
 from pydantic import Field
 
 from trainer.artifacts import Model, parse_model, unwritable
@@ -66,7 +67,12 @@ class MetricsLog:
         path = self._path = out / METRICS_FILE
         data = path.read_bytes() if path.exists() else b""
         if len(data) < start_bytes:
-            raise TrainerError(f"{path}: shorter than its checkpoint says; was it cut?")
+            start_bytes = data.rfind(b"\n") + 1  # the weights are whole, and worth more
+            click.echo(
+                f"Warning: {path}: shorter than its checkpoint says; going on without the lines "
+                "that are missing.",
+                err=True,
+            )
         lines = _parse(data[:start_bytes], path)  # damage shows now, not when the run is through
         self._events = None
         if tensorboard:
