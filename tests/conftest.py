@@ -15,7 +15,7 @@ from PIL import Image
 settings.register_profile("ci", derandomize=True, deadline=None, database=None)
 settings.load_profile("ci")
 
-# A shell starts its background jobs with SIGINT ignored, and the programs under test would inherit it.
+# A shell starts background jobs with SIGINT ignored, and the programs under test would inherit it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
