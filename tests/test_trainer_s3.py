@@ -127,7 +127,8 @@ def test_faults_of_the_way_cost_time_alone(
     url: str, folder: Path, tmp_path: Path, proxy, kinds: list[str]
 ) -> None:
     put_folder(folder, f"{url}/set")
-    proxy.faults = Faults(probability=0.3, kinds=kinds, ends=(".tar",))
+    shards = ("train-00001-of-00006.tar", "train-00004-of-00006.tar")
+    proxy.faults = Faults(plan={shard: ["", *kinds] for shard in shards})
     figures = train_through(f"{url}/set", tmp_path / "cache")
     assert figures["quarantined"] == 0
     assert sum(proxy.counts.faults.values()) > 0
