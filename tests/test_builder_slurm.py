@@ -16,7 +16,7 @@ from tests.farm import calm_hashes, children, plan_only
 from tests.test_builder_build import hashes
 
 TASKS = 5
-MANY = {"samples": 1500, "samples_per_shard": 3}
+MANY = {"samples": 1500, "samples_per_shard": 1}
 
 
 def answer_of_slurm() -> str:
@@ -102,12 +102,12 @@ def test_disturbed_slurm_arrays_build_the_same_bytes(photographs: Path, tmp_path
         wait(lambda: not in_queue(finish))
         assert not (out / "dataset.json").exists()
         said = next(logs.glob(f"finish-{finish}.log")).read_text()
-        assert re.search(r"Error: .* [1-9]\d* of 500 shards are missing, 0 bad", said)
+        assert re.search(r"Error: .* [1-9]\d* of 1500 shards are missing, 0 bad", said)
         assert "going on with 1 instead of 1" in (logs / f"work-{first}_2.log").read_text()
         requeued = (logs / f"work-{first}_1.log").read_text()
         assert f"Terminated; the same command goes on in {out}.\n" in requeued
         assert "shards: " in requeued
-        assert (logs / f"work-{second}_1.log").read_text().startswith("shards: 100 built")
+        assert (logs / f"work-{second}_1.log").read_text().startswith("shards: 300 built")
         again = submit(out, logs, 2)
         ids += again
         wait(lambda: not in_queue(again[-1]))
