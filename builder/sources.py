@@ -194,6 +194,7 @@ def refuse_inspection_set(given: str, images: Iterable[PurePosixPath]) -> None:
 
 
 def refuse_unwritable_names(photographs: list[Photograph]) -> None:
+    """BuilderError for the first name that JSON and tar cannot hold: one that is not UTF-8."""
     for photograph in photographs:
         try:
             photograph.name.encode()
