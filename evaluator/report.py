@@ -10,13 +10,24 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, JsonValue, model_validator
 
 from evaluator.artifacts import Model, Sha256
+from evaluator.protocols import Protocol
 
-Auroc = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Rgb = tuple[float, float, float]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
-Metric = Literal["pixel_auroc", "image_auroc"]
+Metric = Literal[
+    "pixel_auroc",
+    "aupro_30",
+    "aupro_05",
+    "aupro_01",
+    "pixel_ap",
+    "pixel_f1_max",
+    "image_auroc",
+    "image_ap",
+    "image_f1_max",
+]
 Group = Literal["low", "other", "own", "all"]
 
 
@@ -69,17 +80,6 @@ class ExportedBackbone(Model):
     metrics: dict[str, JsonValue]
 
 
-class Protocol(Model):
-    """The settings that all backbones share; lengths in pixels."""
-
-    resize_px: int = Field(ge=16)
-    crop_px: int = Field(ge=0)
-    blur_sigma_px: float = Field(ge=0)
-    blur_border: Literal["reflect"]
-    epsilon: Positive
-    seeds: list[int] = Field(min_length=1)
-
-
 class DimsOfSeed(Model):
     """The random dimensions of one seed, ascending, counted through the layers in order."""
 
@@ -113,29 +113,111 @@ class BackboneRecord(Model):
     export: ExportedBackbone | None
 
 
+class Finding(Model):
+    """What the audit of a category's files found, in one line."""
+
+    category: str
+    kind: Literal[
+        "mask_missing",
+        "mask_without_image",
+        "mask_empty",
+        "mask_grey_levels",
+        "mask_size",
+        "defect_cropped",
+        "defect_lost",
+        "duplicate",
+        "count",
+        "unreadable",
+    ]
+    file: str
+    message: str
+    fatal: bool
+
+
+class TestImageRecord(Model):
+    """A test photograph; `regions` are the sizes in pixels of its defects in the crop."""
+
+    __test__ = False  # not a pytest class
+
+    file: str
+    defect: str = Field(description="good on a good one")
+    regions: list[Annotated[int, Field(ge=1)]]
+
+
 class CategoryRecord(Model):
     """One category: how many photographs, and the share of defective pixels in the crops."""
 
     category: str
     group: Literal["low", "other", "own"]
+    layout: str
     train: int = Field(ge=2)
     test_good: int = Field(ge=1)
     test_defective: int = Field(ge=1)
     defects: dict[str, Count]
-    masks_without_pixels: Count
-    defective_pixel_share: Auroc
+    masks: bool = Field(description="false: no masks, so image metrics only")
+    defective_pixel_share: Share | None
+    images: list[TestImageRecord] = Field(min_length=2)
+    findings: list[Finding]
+    sha256: Sha256
+
+
+class Interval(Model):
+    """A bootstrap interval over images, in percent."""
+
+    low: float
+    high: float
+
+
+class Curves(Model):
+    """ROC and PRO curves of the first seed over `fpr`, all in [0, 1]."""
+
+    fpr: list[Share]
+    tpr: list[Share]
+    pro: list[Share]
+
+
+class ImageScore(Model):
+    """One test photograph under one backbone, in the order of the category's `images`."""
+
+    score: list[float] = Field(min_length=1, description="largest pixel of the map, per seed")
+    pixel_auroc: Share | None = Field(
+        description="this image's defective pixels against all good ones of the category, first seed"
+    )
+    regions_aupro_30: list[Share] = Field(description="per region, first seed")
+    layer_shares: list[Share] = Field(
+        description="of the squared distance at the image's highest position, per layer, first seed"
+    )
+
+
+class LearningPoint(Model):
+    """The metrics with fewer normal images to fit on, per seed."""
+
+    train: int = Field(ge=2)
+    metrics: dict[Metric, list[Share]]
+
+
+class StoredFile(Model):
+    """A file beside the report: path from the report's folder, length and hash."""
+
+    file: str = Field(pattern=r"^cells/[^/]+$")
+    bytes: int = Field(ge=1)
     sha256: Sha256
 
 
 class Scores(Model):
-    """AUROC in [0, 1] per seed, of one backbone on one category, and what it took."""
+    """What one backbone does on one category, and what it took."""
 
     category: str
     backbone: str
-    pixel_auroc: list[Auroc] = Field(min_length=1)
-    image_auroc: list[Auroc] = Field(min_length=1)
-    images: int = Field(ge=1)
-    images_per_s: Positive
+    metrics: dict[Metric, list[Share]] = Field(description="in [0, 1], per seed")
+    curves: Curves | None
+    images: list[ImageScore]
+    learning_curve: list[LearningPoint]
+    statistics: list[StoredFile] = Field(min_length=1, description="per seed; see Statistics")
+    maps: StoredFile
+    shown: list[Count] = Field(description="places in the category's images of the maps in `maps`")
+    form: Literal["dual", "primal"]
+    extracted: Count = Field(description="photographs that went through the network")
     features_s: float = Field(ge=0)
     scoring_s: float = Field(ge=0)
     device: str
@@ -150,23 +232,65 @@ class TableRow(Model):
     metric: Metric
     mean: Percent
     sd: float | None = Field(default=None, ge=0)
+    low: float | None = Field(default=None, description="95 % bootstrap interval over images")
+    high: float | None = None
     n_seeds: int = Field(ge=1)
+
+
+class Comparison(Model):
+    """A paired difference a - b in percentage points; `category` as in the table."""
+
+    group: Group
+    category: str
+    metric: Metric
+    a: str
+    b: str
+    difference: float
+    low: float
+    high: float
+    p: Share
+    p_holm: Share
+    distinct: bool = Field(description="p_holm is below 1 - level")
+
+
+class Published(Model):
+    """A number printed elsewhere, in percent, for a category of this report."""
+
+    source: str
+    arch: str
+    category: str
+    metric: Metric
+    value: Percent
+
+
+class Bootstrap(Model):
+    """How the intervals were made: images resampled, good and defective ones apart."""
+
+    draws: int = Field(ge=0)
+    seed: int
+    level: Share
 
 
 class Report(Model):
     """`report.json`."""
 
     format: Literal["semiformula-report"]
-    format_version: Literal[1]
+    format_version: Literal[2]
     evaluator_version: str
     versions: dict[str, str]
     data: str
     protocol: Protocol
+    protocol_sha256: Sha256
+    seeds: list[int] = Field(min_length=1)
+    feature_dtype: Literal["float16", "float32"]
+    bootstrap: Bootstrap
     backbones: list[BackboneRecord] = Field(min_length=1)
     dims: list[RandomDims] = Field(min_length=1)
     categories: list[CategoryRecord] = Field(min_length=1)
     scores: list[Scores] = Field(min_length=1)
     table: list[TableRow] = Field(min_length=1)
+    comparisons: list[Comparison]
+    published: list[Published]
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -174,10 +298,9 @@ class Report(Model):
         expected = sorted((c.category, b.name) for c in self.categories for b in self.backbones)
         if cells != expected:
             raise ValueError("scores must hold one entry per category and backbone")
-        n_seeds = len(self.protocol.seeds)
         for cell in self.scores:
-            if not len(cell.pixel_auroc) == len(cell.image_auroc) == n_seeds:
-                raise ValueError(f"scores of {cell.category} must hold {n_seeds} seeds")
+            if any(len(values) != len(self.seeds) for values in cell.metrics.values()):
+                raise ValueError(f"scores of {cell.category} must hold {len(self.seeds)} seeds")
         return self
 
 
@@ -187,6 +310,8 @@ class CellConfig(Model):
     evaluator_version: str
     versions: dict[str, str]
     protocol: Protocol
+    seeds: list[int]
+    feature_dtype: Literal["float16", "float32"]
     category_sha256: Sha256
     arch: str
     weights_sha256: Sha256
@@ -194,26 +319,14 @@ class CellConfig(Model):
     std: Rgb
     layers: list[str]
     dims: list[DimsOfSeed]
-    examples: Count
-
-
-class HeatMaps(Model):
-    """Maps of example images: uint8 npy [examples, rows, columns], see REPORT.md.
-
-    `test_images` are their places in the order of `find_categories`.
-    """
-
-    file: str = Field(pattern=r"^[^/]+\.npy$")
-    sha256: Sha256
-    seed: int
-    test_images: list[Count]
+    learning_curve: list[int]
+    shown: Count
 
 
 class Cell(Model):
     """`cells/*.json`: a finished category of one backbone, so that a rerun need not repeat it."""
 
     format: Literal["semiformula-report-cell"]
-    format_version: Literal[1]
+    format_version: Literal[2]
     config_sha256: Sha256
     scores: Scores
-    heat_maps: HeatMaps
