@@ -181,7 +181,7 @@ class ImageScore(Model):
 
     score: list[float] = Field(min_length=1, description="largest pixel of the map, per seed")
     pixel_auroc: Share | None = Field(
-        description="this image's defective pixels against all good ones of the category, first seed"
+        description="its defective pixels against all good ones of the category, first seed"
     )
     regions_aupro_30: list[Share] = Field(description="per region, first seed")
     layer_shares: list[Share] = Field(
@@ -263,6 +263,18 @@ class Published(Model):
     value: Percent
 
 
+class ProtocolMove(Model):
+    """How far the same weights move under another named protocol, in percent."""
+
+    protocol: str
+    protocol_sha256: Sha256
+    category: str
+    backbone: str
+    metric: Metric
+    mean: Percent
+    difference: float = Field(description="mean minus the mean under the report's protocol")
+
+
 class Bootstrap(Model):
     """How the intervals were made: images resampled, good and defective ones apart."""
 
@@ -291,6 +303,7 @@ class Report(Model):
     table: list[TableRow] = Field(min_length=1)
     comparisons: list[Comparison]
     published: list[Published]
+    protocol_moves: list[ProtocolMove]
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
