@@ -1,4 +1,4 @@
-"""Scores -> rows with means and spreads, table.csv, and Markdown beside the paper's columns."""
+"""Scores -> rows with means and spreads, table.csv, and Markdown beside the printed numbers."""
 
 from __future__ import annotations
 
@@ -8,14 +8,25 @@ import importlib.resources
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
+from evaluator.compare import MEAN
 from evaluator.metrics import mean_and_sd
 from evaluator.report import CategoryRecord, Group, Metric, Report, Scores, TableRow
 
-MEAN = "mean"  # the `category` of a group's mean
-METRICS: tuple[Metric, ...] = ("pixel_auroc", "image_auroc")
-TITLES: dict[Metric, str] = {"pixel_auroc": "Pixel AUROC", "image_auroc": "Image AUROC"}
+METRICS: tuple[Metric, ...] = get_args(Metric)
+TITLES: dict[Metric, str] = {
+    "pixel_auroc": "Pixel AUROC",
+    "aupro_30": "AUPRO up to 30 % false positives",
+    "aupro_05": "AUPRO up to 5 %",
+    "aupro_01": "AUPRO up to 1 %",
+    "pixel_ap": "Pixel average precision",
+    "pixel_f1_max": "Pixel F1-max (threshold fitted on test)",
+    "image_auroc": "Image AUROC",
+    "image_ap": "Image average precision",
+    "image_f1_max": "Image F1-max (threshold fitted on test)",
+}
+PRINTED: tuple[Metric, ...] = ("pixel_auroc", "aupro_30", "image_auroc")  # table.md; all in the CSV
 GROUPS: dict[Group, str] = {
     "low": "the paper's four low ones",
     "other": "the paper's other eleven",
@@ -50,30 +61,37 @@ def group_of(category: str) -> Literal["low", "other", "own"]:
     return paper_table().group.get(category, "own")
 
 
+def members_of(categories: Sequence[CategoryRecord]) -> dict[Group, list[str]]:
+    """The categories of each group that has any, groups in the paper's order."""
+    found: dict[Group, list[str]] = {
+        group: [c.category for c in categories if group in (c.group, "all")] for group in GROUPS
+    }
+    return {group: members for group, members in found.items() if members}
+
+
 def table_rows(
     categories: Sequence[CategoryRecord], backbones: Sequence[str], scores: Sequence[Scores]
 ) -> list[TableRow]:
     """Mean and sd over seeds, in percent: per category, then per group of categories.
 
-    A group's value of one seed is the mean over its categories; its sd is over seeds.
+    A group's value of one seed is the mean over its categories; its sd is over seeds. A metric
+    that a category does not have (no masks) has no row, nor has the mean of its group.
     """
-    per_seed = {
-        (cell.category, cell.backbone, metric): getattr(cell, metric)
-        for cell in scores
-        for metric in METRICS
-    }
+    cells = {(cell.category, cell.backbone): cell.metrics for cell in scores}
+    members = members_of(categories)
     rows = []
     for metric in METRICS:
         for record in categories:
             for backbone in backbones:
-                values = per_seed[record.category, backbone, metric]
-                rows.append(_row(record.group, record.category, backbone, metric, values))
-        for group in GROUPS:
-            members = [c.category for c in categories if group in (c.group, "all")]
-            for backbone in backbones if members else ():
-                columns = zip(*(per_seed[c, backbone, metric] for c in members), strict=True)
-                values = [sum(column) / len(members) for column in columns]
-                rows.append(_row(group, MEAN, backbone, metric, values))
+                if values := cells[record.category, backbone].get(metric):
+                    rows.append(_row(record.group, record.category, backbone, metric, values))
+        for group, names in members.items():
+            for backbone in backbones:
+                per_category = [cells[name, backbone].get(metric) for name in names]
+                columns = list(zip(*(v for v in per_category if v is not None), strict=True))
+                if all(v is not None for v in per_category):
+                    means = [sum(column) / len(names) for column in columns]
+                    rows.append(_row(group, MEAN, backbone, metric, means))
     return rows
 
 
@@ -93,40 +111,67 @@ def _row(
 
 
 def csv_text(rows: Sequence[TableRow]) -> str:
-    """table.csv: percent with four decimals; sd is empty for a single seed."""
+    """table.csv: percent with four decimals; sd is empty for a single seed, low and high where
+    nothing was resampled."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(TableRow.model_fields)
     for row in rows:
-        sd = "" if row.sd is None else f"{row.sd:.4f}"
-        writer.writerow(
-            [row.group, row.category, row.backbone, row.metric, f"{row.mean:.4f}", sd, row.n_seeds]
-        )
+        numbers = ["" if v is None else f"{v:.4f}" for v in (row.mean, row.sd, row.low, row.high)]
+        writer.writerow([row.group, row.category, row.backbone, row.metric, *numbers, row.n_seeds])
     return buffer.getvalue()
 
 
+SAME = "≈"  # beside a cell that cannot be told apart from the best of its line
+
+
 def markdown(report: Report) -> str:
-    """One table per metric, categories down, backbones across, the paper's numbers beside them."""
+    """One table per printed metric, categories down, backbones across, printed numbers beside."""
     names = [backbone.name for backbone in report.backbones]
     group = {record.category: record.group for record in report.categories}
-    n_seeds = len(report.protocol.seeds)
+    n_seeds = len(report.seeds)
     parts = []
-    for metric in METRICS:
-        paper = _paper_columns(metric, list(group))
+    for metric in PRINTED:
+        if not any(row.metric == metric for row in report.table):
+            continue
+        others = _printed_elsewhere(report, metric, list(group))
         rows = [
-            [label, *cells, *_paper_cells(members, bool(paper))]
+            [label, *cells, *(_mean_or_dash(column, members) for column in others.values())]
             for label, members, cells in _lines(report, metric, names, group)
         ]
-        head = ["category", *names, *(f"paper: {column}" for column in paper)]
+        head = ["category", *names, *others]
         spread = f"mean ± sd of {n_seeds} seeds" if n_seeds > 1 else "one seed"
         parts.append(f"**{TITLES[metric]}, % ({spread})**\n\n{_aligned(head, rows)}")
+    if report.comparisons:
+        parts.append(
+            f"{SAME}: not told apart from the best of its line (paired bootstrap over images, "
+            f"Holm-corrected, {report.bootstrap.level:.0%})."
+        )
     return "\n\n".join(parts) + "\n"
 
 
-def _paper_columns(metric: Metric, categories: Sequence[str]) -> tuple[str, ...]:
-    """The paper prints pixel AUROC alone, and only matching categories have anything beside."""
-    known = any(category in paper_table().values for category in categories)
-    return paper_table().columns if metric == "pixel_auroc" and known else ()
+def _printed_elsewhere(
+    report: Report, metric: Metric, categories: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Columns of numbers from elsewhere, each by category: the paper's Table 1, published ones."""
+    columns: dict[str, dict[str, float]] = {}
+    if metric == "pixel_auroc" and any(name in paper_table().values for name in categories):
+        for index, column in enumerate(paper_table().columns):
+            columns[f"paper: {column}"] = {
+                name: values[index] for name, values in paper_table().values.items()
+            }
+    for entry in report.published:
+        if entry.metric == metric:
+            column = columns.setdefault(f"{entry.source}, {entry.arch}", {})
+            column[entry.category] = entry.value
+    return columns
+
+
+def _mean_or_dash(column: Mapping[str, float], members: Sequence[str]) -> str:
+    """The value of a category, or the mean over the same categories; a dash when one is missing."""
+    if not all(member in column for member in members):
+        return "–"
+    return f"{sum(column[member] for member in members) / len(members):.1f}"
 
 
 def _lines(
@@ -141,28 +186,35 @@ def _lines(
         members = [name for name, its_group in group.items() if kind in (its_group, "all")]
         listed = [] if kind == "all" else members
         for category in listed:
-            cells = [_cell(found[kind, category, name]) for name in names]
-            lines.append((category, [category], cells))
+            rows = [found.get((kind, category, name)) for name in names]
+            lines.append((category, [category], _cells(report, rows)))
         # The mean of one category is that category; `all` repeats a group that is alone.
         if len(members) > 1 and (kind != "all" or len(set(group.values())) > 1):
-            cells = [_cell(found[kind, MEAN, name]) for name in names]
-            lines.append((f"mean of {len(members)}: {GROUPS[kind]}", members, cells))
+            rows = [found.get((kind, MEAN, name)) for name in names]
+            lines.append((f"mean of {len(members)}: {GROUPS[kind]}", members, _cells(report, rows)))
     return lines
 
 
-def _cell(row: TableRow) -> str:
-    return f"{row.mean:.1f}" if row.sd is None else f"{row.mean:.1f} ± {row.sd:.1f}"
+def _cells(report: Report, rows: Sequence[TableRow | None]) -> list[str]:
+    """The cells of one line, marked where they cannot be told apart from its best."""
+    there = [row for row in rows if row is not None]
+    if not there:
+        return ["–"] * len(rows)
+    best = max(there, key=lambda row: row.mean)
+    same = {
+        name
+        for pair in report.comparisons
+        if (pair.group, pair.category, pair.metric) == (best.group, best.category, best.metric)
+        and not pair.distinct
+        and best.backbone in (pair.a, pair.b)
+        for name in (pair.a, pair.b)
+    } - {best.backbone}
+    return ["–" if row is None else _cell(row, row.backbone in same) for row in rows]
 
 
-def _paper_cells(members: Sequence[str], wanted: bool) -> list[str]:
-    """The paper's values of a category, or their mean over the same categories, or dashes."""
-    table = paper_table()
-    if not wanted:
-        return []
-    if not all(member in table.values for member in members):
-        return ["–"] * len(table.columns)
-    columns = zip(*(table.values[member] for member in members), strict=True)
-    return [f"{sum(column) / len(members):.1f}" for column in columns]
+def _cell(row: TableRow, same: bool) -> str:
+    text = f"{row.mean:.1f}" if row.sd is None else f"{row.mean:.1f} ± {row.sd:.1f}"
+    return f"{text} {SAME}" if same else text
 
 
 def _aligned(head: list[str], rows: list[list[str]]) -> str:
