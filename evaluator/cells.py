@@ -5,32 +5,34 @@ from __future__ import annotations
 import io
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
+from PIL import Image
 
 from evaluator.artifacts import canonical_json, read_json, sha256_of, write_bytes, write_json
+from evaluator.curve import by_metric, learning_curve
+from evaluator.datasets import Category
 from evaluator.errors import EvaluatorError
-from evaluator.features import extract, feature_store
-from evaluator.inspection import Category, load_mask
-from evaluator.metrics import auroc, rarity, share_thresholds
+from evaluator.features import FeatureCache
+from evaluator.gaussians import LayerSource
+from evaluator.images import load_mask
+from evaluator.metrics import CURVE_FPR, curves, image_pixel_auroc, measure, region_scores
 from evaluator.networks import Network
-from evaluator.padim import (
-    LayerFeatures,
-    anomaly_maps,
-    distance_tiles,
-    finest_grid,
-    plan_tiles,
-    usable_workers,
-)
-from evaluator.report import Cell, CellConfig, DimsOfSeed, HeatMaps, Protocol, Scores
+from evaluator.padim import Scored, anomaly_maps, score
+from evaluator.plan import Plan, make_plan
+from evaluator.protocols import Protocol
+from evaluator.ranks import good_false_positive_levels, label_regions
+from evaluator.report import Cell, CellConfig, Curves, ImageScore, Scores, StoredFile
+from evaluator.statistics import Statistics, load_statistics, save_statistics, statistics
 
-EXAMPLES = 4  # defective test images per category on the page of heat maps
+SHOWN = 150  # maps kept per category for the pages
+SHOWN_GOOD = 8
+SHOWN_PIXELS = 64 * 10**6  # and their pixels together, what image readers take without a warning
 
 
 @dataclass(frozen=True)
@@ -38,36 +40,54 @@ class Resources:
     """What does not change the numbers: room, speed, and where files go."""
 
     out: Path
+    features: FeatureCache
     batch_size: int
     max_memory_bytes: int
+    cores: int
 
 
-def ground_truth(category: Category, protocol: Protocol) -> npt.NDArray[np.bool_]:
-    """All test masks of a category: bool [test images, size, size], False on good images."""
-    size_px = protocol.crop_px or protocol.resize_px
-    masks = np.zeros((len(category.test), size_px, size_px), np.bool_)
-    for index, image in enumerate(category.test):
-        if image.mask is not None:
-            masks[index] = load_mask(image.mask, protocol.resize_px, protocol.crop_px)
-    return masks
+@dataclass(frozen=True)
+class Truth:
+    """The ground truth of a category's test images in the crop.
 
-
-def choose_examples(category: Category, masks: npt.NDArray[np.bool_]) -> list[int]:
-    """Up to `EXAMPLES` test images to show: kinds of defect in turn, each by its middle one.
-
-    The middle one by defective area in the crop, then its neighbours: neither the easiest nor the
-    hardest, and no look at any score.
+    `regions` int32 [test images, size, size], 0 = none, or None without masks; `image` [regions],
+    the test image of each; `defective` bool [test images].
     """
-    queues = []
-    for defect in category.defects:
-        found = [i for i, image in enumerate(category.test) if image.defect == defect]
-        found.sort(key=lambda i: (int(masks[i].sum()), i))
-        middle = len(found) // 2
-        queues.append(sorted(found, key=lambda i: abs(found.index(i) - middle)))
-    order: list[int] = []
-    for turn in range(EXAMPLES):
-        order += [queue[turn] for queue in queues if turn < len(queue)]
-    return order[:EXAMPLES]
+
+    regions: npt.NDArray[np.int32] | None
+    image: npt.NDArray[np.int64]
+    defective: npt.NDArray[np.bool_]
+
+
+def ground_truth(category: Category, protocol: Protocol) -> Truth:
+    """Read all masks of a category."""
+    defective = np.array([image.defective for image in category.test])
+    if not category.has_masks:
+        return Truth(None, np.empty(0, np.int64), defective)
+    masks = np.zeros((len(category.test), protocol.size_px, protocol.size_px), np.bool_)
+    for index, image in enumerate(category.test):
+        if image.masks:
+            masks[index] = load_mask(image.masks, protocol)
+    regions, region_image = label_regions(masks)
+    return Truth(regions, region_image, defective)
+
+
+def choose_shown(category: Category, size_px: int) -> list[int]:
+    """The test images whose maps are kept: defective ones, and a few good ones, evenly spaced.
+
+    No look at any score; the same for every backbone.
+    """
+    defective = [i for i, image in enumerate(category.test) if image.defective]
+    good = [i for i, image in enumerate(category.test) if not image.defective]
+    most = max(2, min(SHOWN, SHOWN_PIXELS // size_px**2))
+    some_good = min(SHOWN_GOOD, most // 2)
+    return sorted(_spaced(defective, most - some_good) + _spaced(good, some_good))
+
+
+def _spaced(items: list[int], most: int) -> list[int]:
+    if len(items) <= most:
+        return items
+    return [items[i * len(items) // most] for i in range(most)]
 
 
 def cell_path(out: Path, category: str, arch: str, config_sha256: str) -> Path:
@@ -76,7 +96,7 @@ def cell_path(out: Path, category: str, arch: str, config_sha256: str) -> Path:
     return out / "cells" / f"{readable}--{config_sha256[:16]}.json"
 
 
-def finished_cell(path: Path, config: CellConfig, backbone: str) -> Cell | None:
+def finished_cell(out: Path, path: Path, config: CellConfig, backbone: str) -> Cell | None:
     """The cell at `path` if it is there, whole, and of this configuration; else None.
 
     It carries the name `backbone`, whatever the run that computed it called the same weights.
@@ -85,7 +105,8 @@ def finished_cell(path: Path, config: CellConfig, backbone: str) -> Cell | None:
         return None
     try:
         cell = read_json(Cell, path)
-        heat_maps(path, cell)
+        for stored in [*cell.scores.statistics, cell.scores.maps]:
+            read_stored(out, stored)
     except EvaluatorError as error:
         click.echo(f"computing again: {error.message}", err=True)
         return None
@@ -95,17 +116,39 @@ def finished_cell(path: Path, config: CellConfig, backbone: str) -> Cell | None:
     return cell.model_copy(update={"scores": renamed})
 
 
-def heat_maps(path: Path, cell: Cell) -> npt.NDArray[np.uint8]:
-    """The example maps of a cell: uint8 [examples, size, size], see `metrics.rarity`."""
-    file = path.parent / cell.heat_maps.file
+def read_stored(out: Path, stored: StoredFile) -> bytes:
+    """The bytes of a file beside the report; EvaluatorError unless they are those recorded."""
+    path = out / stored.file
     try:
-        data = file.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(stored.bytes + 1)
     except OSError as error:
-        raise EvaluatorError(f"{file}: cannot be read ({error.strerror})") from None
-    if sha256_of(data) != cell.heat_maps.sha256:
-        raise EvaluatorError(f"{file}: sha256 is not the one in {path.name}")
-    maps: npt.NDArray[np.uint8] = np.load(io.BytesIO(data), allow_pickle=False)
-    return maps
+        raise EvaluatorError(f"{path}: cannot be read ({error.strerror})") from None
+    if len(data) != stored.bytes:
+        found = f"{len(data)}" if len(data) < stored.bytes else f"more than {stored.bytes}"
+        raise EvaluatorError(f"{path}: {found} bytes, recorded are {stored.bytes}; is it cut?")
+    if sha256_of(data) != stored.sha256:
+        raise EvaluatorError(f"{path}: sha256 is not the recorded one; evaluate again")
+    return data
+
+
+def cell_statistics(out: Path, scores: Scores) -> list[Statistics]:
+    """The sufficient statistics of a cell, one per seed."""
+    return [
+        load_statistics(read_stored(out, stored), str(out / stored.file))
+        for stored in scores.statistics
+    ]
+
+
+def shown_levels(out: Path, scores: Scores) -> npt.NDArray[np.uint8]:
+    """The kept maps of a cell: uint8 [shown, size, size], see `good_false_positive_levels`."""
+    data = read_stored(out, scores.maps)
+    with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
+        tall = np.asarray(picture.convert("L"))
+    size_px = tall.shape[1]
+    if tall.shape[0] != size_px * len(scores.shown):
+        raise EvaluatorError(f"{out / scores.maps.file}: {tall.shape[0]} rows are not its maps'")
+    return tall.reshape(len(scores.shown), size_px, size_px)
 
 
 def compute_cell(
@@ -114,94 +157,156 @@ def compute_cell(
     category: Category,
     config: CellConfig,
     resources: Resources,
-    bar: tqdm,
+    on_images: Callable[[int], object],
 ) -> Cell:
     """Run PaDiM for one backbone on one category, all seeds, and write the cell to `path`."""
-    protocol = config.protocol
-    masks = ground_truth(category, protocol)
-    examples = choose_examples(category, masks)
-    paths = [*category.train, *(image.path for image in category.test)]
-    with feature_store(network, len(paths), resources.out) as layers:
-        started = time.perf_counter()
-        extract(
-            network,
-            paths,
-            protocol.resize_px,
-            protocol.crop_px,
-            resources.batch_size,
-            layers,
-            bar.update,
-        )
+    truth = ground_truth(category, config.protocol)
+    photographs = [*category.train, *(image.path for image in category.test)]
+    started = time.perf_counter()
+    with resources.features.features(
+        network,
+        config.weights_sha256,
+        config.arch,
+        [(photograph, category.image_sha256[photograph]) for photograph in photographs],
+        config.protocol,
+        config.feature_dtype,
+        resources.batch_size,
+        on_images,
+    ) as features:
         features_s = time.perf_counter() - started
-        pixel: list[float] = []
-        image: list[float] = []
-        shown = np.empty(0, np.uint8)
-        for dims in config.dims:
-            bar.set_postfix_str(f"seed {len(pixel) + 1} of {len(config.dims)}")
-            maps = _maps_of_seed(network, layers, dims, len(category.train), protocol, resources)
-            pixel.append(auroc(masks, maps))
-            is_defective = np.array([item.mask is not None for item in category.test])
-            image.append(auroc(is_defective, maps.max(axis=(1, 2))))
-            if len(pixel) == 1:
-                shown = rarity(maps[examples], share_thresholds(maps))
-    scores = Scores(
-        category=category.name,
-        backbone=network.name,
-        pixel_auroc=pixel,
-        image_auroc=image,
-        images=len(paths),
-        images_per_s=len(paths) / features_s,
-        features_s=features_s,
-        scoring_s=time.perf_counter() - started - features_s,
-        device=network.device.type,
+        plan, scored = _score(features.layers, category, config, resources, network)
+        curve = learning_curve(features.layers, category, truth, config, resources, network.device)
+    scores = _scores(path, network, category, config, truth, scored)
+    scoring_s = time.perf_counter() - started - features_s
+    done = scores.model_copy(
+        update={
+            "form": plan.form,
+            "learning_curve": curve,
+            "extracted": features.computed,
+            "features_s": features_s,
+            "scoring_s": scoring_s,
+        }
     )
-    return _write_cell(path, config, scores, shown, examples)
-
-
-def _maps_of_seed(
-    network: Network,
-    layers: Sequence[LayerFeatures],
-    dims: DimsOfSeed,
-    train_images: int,
-    protocol: Protocol,
-    resources: Resources,
-) -> npt.NDArray[np.float32]:
-    """Score maps of all test images for one seed: float32 [test images, size, size]."""
-    images = layers[0].values.shape[1]
-    rows, columns = finest_grid(layers)
-    tile, workers = plan_tiles(
-        images, len(dims.indices), resources.max_memory_bytes, usable_workers(network.device)
-    )
-    distance = np.empty((images - train_images, rows * columns), np.float32)
-    for positions, values in distance_tiles(
-        layers, dims.indices, train_images, protocol.epsilon, tile, workers, network.device
-    ):
-        distance[:, positions] = values.T
-    size_px = protocol.crop_px or protocol.resize_px
-    return anomaly_maps(distance.reshape(-1, rows, columns), size_px, protocol.blur_sigma_px)
-
-
-def _write_cell(
-    path: Path,
-    config: CellConfig,
-    scores: Scores,
-    shown: npt.NDArray[np.uint8],
-    examples: list[int],
-) -> Cell:
-    buffer = io.BytesIO()
-    np.save(buffer, shown, allow_pickle=False)
     cell = Cell(
         format="semiformula-report-cell",
-        format_version=1,
+        format_version=2,
         config_sha256=sha256_of(canonical_json(config)),
-        scores=scores,
-        heat_maps=HeatMaps(
-            file=f"{path.stem}.npy",
-            sha256=sha256_of(buffer.getvalue()),
-            seed=config.protocol.seeds[0],
-            test_images=examples,
-        ),
+        scores=done,
     )
-    write_bytes(path.with_name(cell.heat_maps.file), buffer.getvalue())
-    write_json(path, cell)  # last: a cell without its maps does not exist
+    write_json(path, cell)  # last: a cell without its files does not exist
     return cell
+
+
+def _score(
+    layers: Sequence[LayerSource],
+    category: Category,
+    config: CellConfig,
+    resources: Resources,
+    network: Network,
+) -> tuple[Plan, Scored]:
+    dims = [draw.indices for draw in config.dims]
+    train, test = len(category.train), len(category.test)
+    plan = make_plan(
+        network.shapes, dims, train, test, resources.max_memory_bytes, resources.cores
+    )
+    scored = score(
+        layers,
+        dims,
+        range(train),
+        range(train, train + test),
+        config.protocol.epsilon,
+        plan,
+        network.device,
+        split_seeds=1,
+    )
+    return plan, scored
+
+
+def _scores(
+    path: Path,
+    network: Network,
+    category: Category,
+    config: CellConfig,
+    truth: Truth,
+    scored: Scored,
+) -> Scores:
+    """Maps, metrics and files of every seed; the times are filled in by the caller."""
+    shown = choose_shown(category, config.protocol.size_px)
+    stored: list[StoredFile] = []
+    found: list[Statistics] = []
+    levels = np.empty(0, np.uint8)
+    for seed, distance in zip(config.seeds, scored.distance, strict=True):
+        maps = anomaly_maps(distance, config.protocol)
+        one = statistics(maps, truth.regions, truth.defective)
+        stored.append(_store(path, f".seed{seed}.npz", save_statistics(one)))
+        if not found:
+            levels = good_false_positive_levels(maps[shown], maps[~truth.defective])
+        found.append(one)
+    return Scores(
+        category=category.name,
+        backbone=network.name,
+        metrics=by_metric([measure(one) for one in found]),
+        curves=_curves(found[0]),
+        images=_image_scores(found, truth, scored),
+        learning_curve=[],
+        statistics=stored,
+        maps=_store(path, ".maps.png", _tall_png(levels)),
+        shown=shown,
+        form="dual",
+        extracted=0,
+        features_s=0,
+        scoring_s=0,
+        device=network.device.type,
+    )
+
+
+def _store(path: Path, suffix: str, data: bytes) -> StoredFile:
+    file = path.with_name(path.stem + suffix)
+    write_bytes(file, data)
+    return StoredFile(file=f"{path.parent.name}/{file.name}", bytes=len(data), sha256=sha256_of(data))
+
+
+def _tall_png(levels: npt.NDArray[np.uint8]) -> bytes:
+    """All maps below one another: uint8 [maps, size, size] as one grey PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(levels.reshape(-1, levels.shape[-1])).save(buffer, "PNG", compress_level=6)
+    return buffer.getvalue()
+
+
+def _curves(one: Statistics) -> Curves | None:
+    if one.region_pixels.size == 0:
+        return None
+    tpr, pro = curves(one, CURVE_FPR)
+    return Curves(fpr=list(CURVE_FPR), tpr=tpr.tolist(), pro=pro.tolist())
+
+
+def image_scores(
+    found: Sequence[Statistics], region_image: npt.NDArray[np.int64]
+) -> list[ImageScore]:
+    """Per test image, without the layers' shares, which the statistics do not hold."""
+    first = found[0]
+    per_region = region_scores(first, 0.3) if first.region_pixels.size else np.empty(0)
+    pixel = image_pixel_auroc(first)
+    return [
+        ImageScore(
+            score=[float(one.image_score[index]) for one in found],
+            pixel_auroc=None if pixel is None or np.isnan(pixel[index]) else float(pixel[index]),
+            regions_aupro_30=per_region[region_image == index].tolist(),
+            layer_shares=[],
+        )
+        for index in range(len(first.image_score))
+    ]
+
+
+def _image_scores(found: Sequence[Statistics], truth: Truth, scored: Scored) -> list[ImageScore]:
+    """Per test image, with the layers' shares of the squared distance at its highest position."""
+    distance = scored.distance[0].reshape(len(scored.distance[0]), -1)
+    highest = distance.argmax(axis=1)
+    shares = scored.shares[0].reshape(*scored.shares[0].shape[:2], -1)
+    result = []
+    for index, record in enumerate(image_scores(found, truth.image)):
+        parts = shares[:, index, highest[index]].astype(np.float64)
+        total = float(parts.sum())
+        layers = (parts / total).tolist() if total > 0 else [0.0] * len(parts)
+        result.append(record.model_copy(update={"layer_shares": layers}))
+    return result

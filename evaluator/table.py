@@ -81,10 +81,12 @@ def table_rows(
     members = members_of(categories)
     rows = []
     for metric in METRICS:
-        for record in categories:
-            for backbone in backbones:
-                if values := cells[record.category, backbone].get(metric):
-                    rows.append(_row(record.group, record.category, backbone, metric, values))
+        rows += [
+            _row(record.group, record.category, backbone, metric, values)
+            for record in categories
+            for backbone in backbones
+            if (values := cells[record.category, backbone].get(metric))
+        ]
         for group, names in members.items():
             for backbone in backbones:
                 per_category = [cells[name, backbone].get(metric) for name in names]
