@@ -14,6 +14,7 @@ from pydantic import Field
 from evaluator.artifacts import Model
 
 Interpolation = Literal["lanczos", "bilinear", "bicubic"]
+MaskRule = Literal["nonzero-nearest", "nonzero-nearest-corner"]
 BlurBorder = Literal["reflect", "mirror"]
 
 
@@ -24,8 +25,9 @@ class Protocol(Model):
     resize_px: int = Field(ge=16, le=4096)
     crop_px: int = Field(ge=0, le=4096, description="centre crop; 0: none")
     interpolation: Interpolation
-    mask_rule: Literal["nonzero-nearest"] = Field(
-        description="defective where any channel is above 0, then resized with nearest, then cropped"
+    mask_rule: MaskRule = Field(
+        description="defective where any channel is above 0, then resized with nearest (the pixel "
+        "below the centre; -corner: below the upper left corner), then cropped"
     )
     upsampling: Literal["bilinear"] = Field(description="of the distances, half-pixel centres")
     blur_sigma_px: float = Field(ge=0)
