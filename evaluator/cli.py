@@ -2,58 +2,54 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from evaluator import __version__
-from evaluator.errors import EvaluatorError, is_out_of_memory
+from evaluator.options import (
+    PROTOCOL_NAMES,
+    FiniteFloat,
+    backbone_options,
+    device_of,
+    names_of,
+    numbers_of,
+    one_line_errors,
+    weights_defaults,
+)
 
-if TYPE_CHECKING:
-    from evaluator.backbones import WeightsDefaults
-
-INTERRUPTED = 130
-
-
-class FiniteFloat(click.FloatRange):
-    """A number within a range; click's own lets not-a-number pass every bound."""
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        """The number; a usage error where it is not finite or out of range."""
-        number: float = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value!r} is not a finite number.", param, ctx)
-        return number
-
-
-@contextlib.contextmanager
-def one_line_errors(out: Path) -> Iterator[None]:
-    """Ctrl-C is one line and exit code 130; a full disk, no memory, no torch one line and 1."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise EvaluatorError(
-            f"{error.name} is not installed; pip install 'semiformula[eval]' brings all it needs"
-        ) from None
-    except KeyboardInterrupt:
-        click.echo(f"Interrupted; the same command continues in {out}.", err=True)
-        raise SystemExit(INTERRUPTED) from None
-    except OSError as error:  # a full disk, a folder without permission
-        raise EvaluatorError(f"{error.filename or out}: {error.strerror or error}") from None
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise EvaluatorError(
-            f"memory ran out ({reason:.200}); lower --batch-size or --max-memory, the same command "
-            f"continues in {out}"
-        ) from None
+LAYOUTS = ("auto", "mvtec", "btad", "visa", "loco", "folders")
+BACKBONE_HELP = (
+    "SPEC: a run folder of the trainer, a backbone.json, random:ARCH[:SEED], "
+    "torchvision:ARCH[:WEIGHTS], or a safetensors or state-dict file "
+    "(FILE[,arch=ARCH][,norm=imagenet|signed]). NAME= may be left out for random: and "
+    "torchvision:."
+)
+DATA = click.option(
+    "--data",
+    "root",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Folder of the categories: MVTec AD, BTAD, VisA, MVTec LOCO, or good/ and defective/.",
+)
+CATEGORIES = click.option("--categories", metavar="A,B", help="Only these; default: all.")
+LAYOUT = click.option(
+    "--layout",
+    default="auto",
+    show_default=True,
+    type=click.Choice(LAYOUTS),
+    help="How --data is laid out; auto: told by its folders.",
+)
+PROTOCOL = click.option(
+    "--protocol",
+    "protocol_name",
+    default="paper",
+    show_default=True,
+    type=click.Choice(PROTOCOL_NAMES),
+    help="Resize, crop, interpolation, epsilon and blur; paper: 256 to 224 px, anomalib and full: "
+    "256 px.",
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -63,23 +59,14 @@ def main() -> None:
 
 
 @main.command()
-@click.option(
-    "--data",
-    "root",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="Folder of the categories, MVTec AD layout.",
-)
+@DATA
 @click.option(
     "--backbone",
     "specs",
     required=True,
     multiple=True,
     metavar="NAME=SPEC",
-    help="Repeatable. SPEC: a run folder of the trainer, a backbone.json, random:ARCH[:SEED], "
-    "torchvision:ARCH[:WEIGHTS], or a safetensors or state-dict file "
-    "(FILE[,arch=ARCH][,norm=imagenet|signed]). NAME= may be left out for random: and "
-    "torchvision:.",
+    help=f"Repeatable. {BACKBONE_HELP}",
 )
 @click.option(
     "--out",
@@ -87,8 +74,14 @@ def main() -> None:
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder of the report; the same command continues an interrupted one.",
 )
-@click.option("--arch", default="", help="Architecture of weights files that do not name theirs.")
-@click.option("--categories", default=None, metavar="A,B", help="Only these; default: all.")
+@CATEGORIES
+@LAYOUT
+@PROTOCOL
+@click.option(
+    "--protocol-diff",
+    is_flag=True,
+    help="Also score the same weights under the other protocols, and print how far they move.",
+)
 @click.option(
     "--seeds",
     default=5,
@@ -97,167 +90,156 @@ def main() -> None:
     help="Draws of the random dimensions: seeds 0, 1, ...",
 )
 @click.option(
-    "--dims",
-    default=None,
-    type=click.IntRange(1, 100_000),
-    help="Random dimensions; default: the architecture's.",
+    "--learning-curve",
+    metavar="A,B,C",
+    help="Also fit on the first A, B, C of the shuffled normal photographs.",
 )
 @click.option(
-    "--layers",
-    default=None,
-    metavar="A,B,C",
-    help="Layers, by torchvision's names; default: the architecture's.",
+    "--bootstrap",
+    "draws",
+    default=10_000,
+    show_default=True,
+    type=click.IntRange(0, 1_000_000),
+    help="Draws of the test images for the 95 % intervals and comparisons; 0: none.",
 )
 @click.option(
     "--resize",
-    default=256,
-    show_default=True,
     type=click.IntRange(16, 4096),
-    help="Pixels; photographs become squares of this size.",
+    help="Pixels; photographs become squares of this size. Default: the protocol's.",
 )
-@click.option(
-    "--crop",
-    default=224,
-    show_default=True,
-    type=click.IntRange(0, 4096),
-    help="Pixels of the centre crop; 0: none.",
-)
-@click.option(
-    "--blur-sigma",
-    default=4.0,
-    show_default=True,
-    type=FiniteFloat(0, 100),
-    help="Gaussian blur of the maps, in pixels.",
-)
+@click.option("--crop", type=click.IntRange(0, 4096), help="Pixels of the centre crop; 0: none.")
+@click.option("--blur-sigma", type=FiniteFloat(0, 100), help="Gaussian blur of the maps, pixels.")
 @click.option(
     "--epsilon",
-    default=0.01,
-    show_default=True,
     type=FiniteFloat(0, 1e6, min_open=True),
     help="Added to the covariances' diagonals.",
 )
+@backbone_options
 @click.option(
-    "--batch-size", default=32, show_default=True, type=click.IntRange(1, 4096), help="Images."
+    "--features",
+    "features_folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder where features are kept for other runs; default: OUT/features.",
 )
 @click.option(
-    "--device",
-    default="auto",
-    show_default=True,
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    help="auto: cuda where there is one.",
-)
-@click.option(
-    "--max-memory",
-    default=1.0,
+    "--features-max",
+    default=20.0,
     show_default=True,
     metavar="GIB",
-    type=FiniteFloat(0, 4096, min_open=True),
-    help="Most that a tile of covariances may take.",
+    type=FiniteFloat(0),
+    help="Most that the folder may hold between categories; the longest unused go first.",
 )
 @click.option(
-    "--input-norm",
-    default=None,
-    type=click.Choice(["imagenet", "signed"]),
-    help="Normalisation of weights files that do not name theirs; signed: pixels in [-1, 1].",
+    "--feature-dtype",
+    default="float32",
+    show_default=True,
+    type=click.Choice(["float16", "float32"]),
+    help="float16 halves the folder; maps then differ by about 1e-3.",
 )
-@click.option("--mean", default=None, metavar="R,G,B", help="The same as numbers, with --std.")
-@click.option("--std", default=None, metavar="R,G,B", help="See --mean; pixels are in [0, 1].")
 def padim(
     root: Path,
     specs: tuple[str, ...],
     out: Path,
-    arch: str,
     categories: str | None,
+    layout: str,
+    protocol_name: str,
+    protocol_diff: bool,
     seeds: int,
-    dims: int | None,
-    layers: str | None,
-    resize: int,
-    crop: int,
-    blur_sigma: float,
-    epsilon: float,
-    batch_size: int,
-    device: str,
-    max_memory: float,
-    input_norm: str | None,
-    mean: str | None,
-    std: str | None,
+    learning_curve: str | None,
+    draws: int,
+    resize: int | None,
+    crop: int | None,
+    blur_sigma: float | None,
+    epsilon: float | None,
+    features_folder: Path | None,
+    features_max: float,
+    feature_dtype: str,
+    **common: Any,
 ) -> None:
     """Score every backbone on every category with PaDiM.
 
-    Writes report.json, table.csv, table.md and figure6.png to --out and prints the table.
+    Writes report.html, report.json, table.csv, table.md and figure6.png to --out and prints the
+    table.
     """
-    if crop > resize:
-        raise click.UsageError(f"--crop {crop} is larger than --resize {resize}")
+    chosen = names_of(categories, "--categories")
+    sizes = numbers_of(learning_curve, "--learning-curve", 2)
     with one_line_errors(out):
         from evaluator.backbones import LayersAndDims
         from evaluator.cells import Resources
-        from evaluator.padim import BLUR_BORDER
-        from evaluator.report import Protocol
+        from evaluator.features import FeatureCache
+        from evaluator.padim import usable_cores
+        from evaluator.protocols import PROTOCOLS, changed
+        from evaluator.report import Bootstrap
         from evaluator.run import Options, evaluate
 
+        protocol = changed(
+            PROTOCOLS[protocol_name],
+            resize_px=resize,
+            crop_px=crop,
+            blur_sigma_px=blur_sigma,
+            epsilon=epsilon,
+        )
+        if protocol.crop_px > protocol.resize_px:
+            raise click.UsageError(
+                f"--crop {protocol.crop_px} is larger than --resize {protocol.resize_px}"
+            )
+        layers = tuple(names_of(common["layers"], "--layers") or ()) or None
+        device = device_of(common["device"])
         options = Options(
             root=root,
+            layout=layout,
             specs=specs,
-            categories=_names(categories, "--categories"),
-            protocol=Protocol(
-                resize_px=resize,
-                crop_px=crop,
-                blur_sigma_px=blur_sigma,
-                blur_border=BLUR_BORDER,
-                epsilon=epsilon,
-                seeds=list(range(seeds)),
+            categories=chosen,
+            protocol=protocol,
+            seeds=list(range(seeds)),
+            feature_dtype=feature_dtype,
+            learning_curve=sizes,
+            bootstrap=Bootstrap(draws=draws, seed=0, level=0.95),
+            protocol_diff=protocol_diff,
+            weights_defaults=weights_defaults(
+                common["arch"], common["input_norm"], common["mean"], common["std"]
             ),
-            weights_defaults=_weights_defaults(arch, input_norm, mean, std),
-            layers_and_dims=LayersAndDims(tuple(_names(layers, "--layers") or ()) or None, dims),
-            device=_device(device),
-            resources=Resources(out, batch_size, int(max_memory * 2**30)),
+            layers_and_dims=LayersAndDims(layers, common["dims"]),
+            device=device,
+            resources=Resources(
+                out=out,
+                features=FeatureCache(
+                    features_folder or out / "features", int(features_max * 2**30)
+                ),
+                batch_size=common["batch_size"],
+                max_memory_bytes=int(common["max_memory"] * 2**30),
+                cores=usable_cores(device),
+            ),
         )
         click.echo(evaluate(options))
-        click.echo(f"{out}: report.json, table.csv, table.md, figure6.png")
+        click.echo(f"{out}: report.html, report.json, table.csv, table.md, figure6.png")
 
 
-def _names(text: str | None, option: str) -> list[str] | None:
-    """The parts of a comma-separated option."""
-    if text is None:
-        return None
-    parts = [part.strip() for part in text.split(",")]
-    if not all(parts):
-        raise click.UsageError(f"{option} {text!r}: expected names separated by commas")
-    return parts
+@main.command()
+@DATA
+@CATEGORIES
+@LAYOUT
+@PROTOCOL
+def audit(root: Path, categories: str | None, layout: str, protocol_name: str) -> None:
+    """Look at every photograph and mask, and say what would distort the scores.
+
+    Exit code 1 when something makes scoring impossible.
+    """
+    chosen = names_of(categories, "--categories")
+    with one_line_errors(root):
+        from evaluator.datasets import find_categories
+        from evaluator.protocols import PROTOCOLS
+        from evaluator.run import audited
+
+        found = find_categories(root, chosen, layout)
+        click.echo(audited(found, PROTOCOLS[protocol_name]))
 
 
-def _weights_defaults(
-    arch: str, input_norm: str | None, mean: str | None, std: str | None
-) -> WeightsDefaults:
-    from evaluator.backbones import NORMALISATIONS, WeightsDefaults
+@main.command()
+@click.argument("report", type=click.Path(path_type=Path, file_okay=False))
+def recheck(report: Path) -> None:
+    """Work out every number of a report again, from its statistics and without images."""
+    with one_line_errors(report):
+        from evaluator.recheck import recheck as work_out_again
 
-    if (mean is None) != (std is None) or (mean is not None and input_norm is not None):
-        raise click.UsageError("give --input-norm, or --mean and --std together")
-    if mean is not None and std is not None:
-        spread = _rgb(std, "--std")
-        if min(spread) <= 0:
-            raise click.UsageError(f"--std {std}: must be above 0")
-        return WeightsDefaults(arch, _rgb(mean, "--mean"), spread)
-    if input_norm is not None:
-        return WeightsDefaults(arch, *NORMALISATIONS[input_norm])
-    return WeightsDefaults(arch)
-
-
-def _rgb(text: str, option: str) -> tuple[float, float, float]:
-    try:
-        red, green, blue = (float(part) for part in text.split(","))
-    except ValueError:
-        raise click.UsageError(f"{option} {text!r}: expected three numbers R,G,B") from None
-    if not all(abs(value) < 1e6 for value in (red, green, blue)):  # not-a-number included
-        raise click.UsageError(f"{option} {text!r}: expected three finite numbers")
-    return red, green, blue
-
-
-def _device(name: str):  # type: ignore[no-untyped-def]
-    import torch
-
-    if name == "cuda" and not torch.cuda.is_available():
-        raise EvaluatorError("--device cuda: torch finds no CUDA device; use --device cpu")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+        click.echo(work_out_again(report))

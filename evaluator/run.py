@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import click
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -101,7 +102,9 @@ def evaluate(options: Options) -> str:
     print_plans(options, categories, backbones)
     cells, reused = all_cells(options, options.protocol, categories, backbones)
     report = _report(options, backbones, records, [cell.scores for cell in cells])
-    report = report.model_copy(update={"protocol_moves": protocol_moves(options, report, categories)})
+    report = report.model_copy(
+        update={"protocol_moves": protocol_moves(options, report, categories)}
+    )
     text = markdown(report)
     write_bytes(out / "table.csv", csv_text(report.table).encode())
     write_bytes(out / "table.md", text.encode())
@@ -134,7 +137,11 @@ def open_all(options: Options, protocol: Protocol) -> list[OpenedBackbone]:
     opened = []
     for spec in specs:
         network, record = open_backbone(
-            spec, options.weights_defaults, options.layers_and_dims, protocol.size_px, options.device
+            spec,
+            options.weights_defaults,
+            options.layers_and_dims,
+            protocol.size_px,
+            options.device,
         )
         if record.ignored_keys and protocol == options.protocol:
             click.echo(f"{spec.name}: ignored keys {', '.join(record.ignored_keys)}", err=True)
@@ -185,9 +192,8 @@ def category_record(
                 f"{protocol.size_px} px crop; pixel AUROC is undefined"
             )
         for index, regions in enumerate(truth.regions):
-            first, last = regions.min(initial=0, where=regions > 0), regions.max()
-            counts = _region_sizes(regions) if last > first else []
-            sizes[index] = counts
+            counts = np.bincount(regions[regions > 0])
+            sizes[index] = counts[counts > 0].tolist()
     return CategoryRecord(
         category=category.name,
         group=group_of(category.name),
