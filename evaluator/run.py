@@ -52,7 +52,7 @@ from evaluator.report import (
 )
 from evaluator.show import write_figure6
 from evaluator.summary import summarise
-from evaluator.table import csv_text, group_of, markdown, table_rows
+from evaluator.table import csv_text, group_of, markdown, moves_text, table_rows
 
 LIBRARIES = ("torch", "torchvision", "numpy", "scipy", "pillow")
 
@@ -105,9 +105,9 @@ def evaluate(options: Options) -> str:
     report = report.model_copy(
         update={"protocol_moves": protocol_moves(options, report, categories)}
     )
-    text = markdown(report)
+    text = markdown(report) + moves_text(report.protocol_moves)
     write_bytes(out / "table.csv", csv_text(report.table).encode())
-    write_bytes(out / "table.md", text.encode())
+    write_bytes(out / "table.md", markdown(report).encode())
     panels = choose_panels(report, categories, out)
     write_figure6(out / "figure6.png", [b.name for b in report.backbones], panels.figure)
     write_page(out / "report.html", report, panels.page)
@@ -160,6 +160,16 @@ def _random_dims(network: Network, record: BackboneRecord, seeds: Sequence[int])
             DimsOfSeed(seed=seed, indices=draw_dims(network.channels, record.dims, seed))
             for seed in seeds
         ],
+    )
+
+
+def audited(categories: Sequence[Category], protocol: Protocol) -> str:
+    """A summary of the audit, its findings printed; EvaluatorError when one of them is fatal."""
+    findings = checked_findings(categories, protocol)
+    photographs = sum(len(category.train) + len(category.test) for category in categories)
+    return (
+        f"{len(categories)} categories, {photographs} photographs, protocol {protocol.name}: "
+        f"{len(findings)} findings, none of them prevents scoring"
     )
 
 

@@ -12,7 +12,15 @@ from typing import Literal, get_args
 
 from evaluator.compare import MEAN
 from evaluator.metrics import mean_and_sd
-from evaluator.report import CategoryRecord, Group, Metric, Report, Scores, TableRow
+from evaluator.report import (
+    CategoryRecord,
+    Group,
+    Metric,
+    ProtocolMove,
+    Report,
+    Scores,
+    TableRow,
+)
 
 METRICS: tuple[Metric, ...] = get_args(Metric)
 TITLES: dict[Metric, str] = {
@@ -217,6 +225,24 @@ def _cells(report: Report, rows: Sequence[TableRow | None]) -> list[str]:
 def _cell(row: TableRow, same: bool) -> str:
     text = f"{row.mean:.1f}" if row.sd is None else f"{row.mean:.1f} ± {row.sd:.1f}"
     return f"{text} {SAME}" if same else text
+
+
+def moves_text(moves: Sequence[ProtocolMove]) -> str:
+    """A table of how far the same weights move under other protocols; empty without any."""
+    protocols = list(dict.fromkeys(move.protocol for move in moves))
+    found = {(m.category, m.backbone, m.metric, m.protocol): m for m in moves}
+    lines = dict.fromkeys((m.category, m.backbone, m.metric) for m in moves if m.metric in PRINTED)
+    if not lines:
+        return ""
+    rows = []
+    for category, backbone, metric in lines:
+        cells = []
+        for protocol in protocols:
+            move = found.get((category, backbone, metric, protocol))
+            cells.append("–" if move is None else f"{move.mean:.1f} ({move.difference:+.1f})")
+        rows.append([f"{category}, {backbone}, {TITLES[metric]}", *cells])
+    head = ["the same weights under", *protocols]
+    return f"\n**Other protocols, % (difference from this report's)**\n\n{_aligned(head, rows)}\n"
 
 
 def _aligned(head: list[str], rows: list[list[str]]) -> str:
