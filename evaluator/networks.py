@@ -63,12 +63,12 @@ class Network:
         return sum(channels for channels, _, _ in self.shapes)
 
     def __call__(self, pixels: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.float32]]:
-        """Features of uint8 [images, size, size, 3]: per layer float32 [positions, images, C]."""
+        """Features of uint8 [images, size, size, 3]: per layer float32 [images, h, w, channels]."""
         with torch.inference_mode():
             images = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)
             outputs = self.extractor(_normalise(images, self.mean, self.std))
             return [
-                outputs[layer].float().flatten(2).permute(2, 0, 1).cpu().numpy()
+                outputs[layer].float().permute(0, 2, 3, 1).contiguous().cpu().numpy()
                 for layer in self.layers
             ]
 
