@@ -1,4 +1,4 @@
-"""The tables that score a photograph at once: whitening matrices per position, shared by coarse cells.
+"""The tables that score a photograph at once: whitening matrices, shared by coarse cells.
 
 PaDiM's squared distance d' (A'A + eps I)^-1 d is written as a sum of |y_l|^2 over the layers, the
 coarsest first, y_l = L_l^-1 (d_l - E[d_l | coarser ones]): a Cholesky factorisation in blocks.
@@ -17,7 +17,7 @@ import torch
 
 from evaluator.errors import EvaluatorError
 
-TILE_BYTES = 256 * 2**20  # float64 scratch while tables are computed
+TILE_BYTES = 128 * 2**20  # float64 scratch while tables are computed
 
 
 @dataclass(frozen=True)
@@ -138,9 +138,7 @@ def _tiles(tree: Tree, dims: Sequence[int], images: int) -> Iterator[list[tuple[
         yield ranges
 
 
-def _centred(
-    values: npt.NDArray[np.floating], cells: npt.NDArray[np.int64]
-) -> torch.Tensor:
+def _centred(values: npt.NDArray[np.floating], cells: npt.NDArray[np.int64]) -> torch.Tensor:
     """A = (x - mean) / sqrt(images - 1) at `cells`: float64 [cells, images, dims]."""
     unique, back = np.unique(cells, return_inverse=True)
     x = torch.from_numpy(values[:, unique].astype(np.float64)).transpose(0, 1)

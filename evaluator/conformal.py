@@ -1,0 +1,63 @@
+"""Thresholds with a guarantee: split conformal prediction on the scores of held-out good parts.
+
+Vovk, Gammerman, Shafer, "Algorithmic learning in a random world", 2005; Laxhammar, Falkman,
+"Conformal prediction for distribution-independent anomaly detection", 2010.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+
+from evaluator.errors import EvaluatorError
+
+
+def rank_of_threshold(held_out: int, rate: float) -> int:
+    """ceil((n + 1) (1 - a)), exactly: 1 - 0.05 in floating point is not 0.95.
+
+    >>> rank_of_threshold(19, 0.05)
+    19
+    """
+    return math.ceil((held_out + 1) * (1 - Fraction(repr(rate))))
+
+
+def least_held_out(rate: float) -> int:
+    """The smallest n that has a threshold at all: rank n or less.
+
+    >>> least_held_out(0.05)
+    19
+    """
+    return math.ceil(1 / Fraction(repr(rate))) - 1
+
+
+def threshold(scores: Sequence[float], rate: float) -> float:
+    """The score above which a part is rejected, from held-out scores and the false-reject rate.
+
+    A further good part, exchangeable with the held-out ones, lies above it with probability at
+    most `rate`, on average over draws. Raises EvaluatorError when `scores` are too few for it.
+    """
+    rank = rank_of_threshold(len(scores), rate)
+    if rank > len(scores):
+        raise EvaluatorError(
+            f"a false-reject rate of {rate:g} needs {least_held_out(rate)} held-out photographs, "
+            f"there are {len(scores)}"
+        )
+    return sorted(scores)[rank - 1]
+
+
+def p_value(ascending: Sequence[float], score: float) -> float:
+    """(1 + held-out scores at least as large) / (n + 1): small for parts unlike the good ones."""
+    at_least = len(ascending) - bisect.bisect_left(ascending, score)
+    return (1 + at_least) / (len(ascending) + 1)
+
+
+def clopper_pearson(hits: int, trials: int, level: float = 0.95) -> tuple[float, float]:
+    """The exact two-sided interval of a share, from `hits` out of `trials`."""
+    from scipy.stats import beta  # half a second, and only --check asks for it
+
+    tail = (1 - level) / 2
+    low = float(beta.ppf(tail, hits, trials - hits + 1)) if hits else 0.0
+    high = float(beta.ppf(1 - tail, hits + 1, trials - hits)) if hits < trials else 1.0
+    return low, high
