@@ -159,7 +159,7 @@ def _draw_scale(page: Image.Image, pen: ImageDraw.ImageDraw, box: tuple[int, int
     for tick in (0.0, 0.5, 1.0, 1.5, TOP_OF_SCALE):
         y = top + (height - 1) * (1 - tick / TOP_OF_SCALE)
         pen.line((left + SCALE_PX, y, left + SCALE_PX + 4, y), fill=INK)
-        label = f"≥ {tick:g}" if tick == TOP_OF_SCALE else f"{tick:g}"
+        label = f"{tick:g}+" if tick == TOP_OF_SCALE else f"{tick:g}"
         y_text = min(max(y - 7, top), top + height - 15)
         pen.text((left + SCALE_PX + 7, y_text), label, fill=INK, font=font)
     y = top + (height - 1) * (1 - 1 / TOP_OF_SCALE)

@@ -7,7 +7,7 @@ import csv
 import io
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 
@@ -48,6 +48,15 @@ class Part:
 
     path: Path
     picture: PurePosixPath
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Map float32 [size, size] and score of a photograph; the seconds of decoding and scoring."""
+
+    map: npt.NDArray[np.float32]
+    score: float
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -92,15 +101,18 @@ def list_parts(paths: Sequence[Path], out: Path) -> list[Part]:
 
     What lies below `out` is ours and not looked at. Raises EvaluatorError where nothing is left.
     """
-    named: dict[Path, PurePosixPath] = {}
+    inner_of: dict[Path, Path] = {}  # photograph -> its path below the folder that was given
     for given in paths:
-        for path in find_photographs(given) if given.is_dir() else [given]:
-            inner = path.relative_to(given) if given.is_dir() else Path(path.name)
-            named.setdefault(path, PurePosixPath(inner.as_posix()))
+        if given.is_dir():
+            for path in find_photographs(given):
+                inner_of.setdefault(path, path.relative_to(given))
+        else:
+            inner_of.setdefault(given, Path(given.name))
     ours = out.resolve()
     seen: set[Path] = set()
-    parts, taken = [], set()
-    for path, inner in named.items():
+    taken: set[str] = set()
+    parts = []
+    for path, inner in inner_of.items():
         real = path.resolve()
         if real in seen or real.is_relative_to(ours):
             continue
@@ -109,7 +121,7 @@ def list_parts(paths: Sequence[Path], out: Path) -> list[Part]:
         while str(picture).casefold() in taken:  # some file systems ignore case
             picture, number = inner.with_name(f"{inner.stem}-{number}.png"), number + 1
         taken.add(str(picture).casefold())
-        parts.append(Part(path, picture))
+        parts.append(Part(path, PurePosixPath(picture.as_posix())))
     if not parts:
         raise EvaluatorError(f"{', '.join(map(str, paths))}: no photographs to inspect")
     return parts
@@ -163,56 +175,46 @@ def _batch_rows(
     pool: ThreadPoolExecutor,
 ) -> list[Row]:
     """The rows of one batch, in order; its pictures are written when it returns."""
-    readable = [k for k, item in enumerate(batch) if item.pixels is not None]
     started = time.perf_counter()
-    maps = np.empty((0, 1, 1), np.float32)
-    scores = np.empty(0, np.float32)
+    readable = [item.pixels for item in batch if item.pixels is not None]
+    results: Iterator[tuple[npt.NDArray[np.float32], np.float32]] = iter(())
     if readable:
-        maps, scores = model(np.stack([batch[k].pixels for k in readable]))  # type: ignore[arg-type]
+        results = zip(*model(np.stack(readable)), strict=True)
     each_s = (time.perf_counter() - started) / max(1, len(readable))
-    rows: list[Row | None] = [None] * len(batch)
-    for k, item in enumerate(batch):
+    rows: list[Row | Future[Row]] = []
+    for part, item in zip(parts, batch, strict=True):
         if item.fault is not None:
             click.echo(f"unreadable: {item.fault.message}", err=True)
-            rows[k] = Row(str(item.path), error=item.fault.message)
-    jobs = [
-        (k, float(scores[i]), maps[i], batch[k].seconds + each_s) for i, k in enumerate(readable)
-    ]
-    made = pool.map(lambda job: _part_row(model, parts[job[0]], *job[1:], options), jobs)
-    for (k, *_), row in zip(jobs, made, strict=True):
-        rows[k] = row
-    return [row for row in rows if row is not None]
+            rows.append(Row(str(part.path), error=item.fault.message))
+        else:
+            scores, score = next(results)
+            scored = Scored(scores, float(score), item.seconds + each_s)
+            rows.append(pool.submit(_part_row, model, part, scored, options))
+    return [row if isinstance(row, Row) else row.result() for row in rows]
 
 
-def _part_row(
-    model: Inspector,
-    part: Part,
-    score: float,
-    scores: npt.NDArray[np.float32],
-    seconds: float,
-    options: InspectOptions,
-) -> Row:
+def _part_row(model: Inspector, part: Part, scored: Scored, options: InspectOptions) -> Row:
     """The row of one part; its picture is written first."""
     protocol = model.record.protocol
     data = read_file(part.path)
-    row, column = divmod(int(scores.argmax()), scores.shape[1])
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         size = image.size
+    row, column = divmod(int(scored.map.argmax()), protocol.size_px)
     place = original_place(row, column, size, protocol)
-    verdict = Verdict(str(part.path), score, model.threshold, place)
+    verdict = Verdict(str(part.path), scored.score, model.threshold, place)
     picture = ""
     if options.maps:
         picture = str(PurePosixPath(MAPS_FOLDER) / part.picture)
-        write_bytes(options.out / picture, draw(data, scores, verdict, protocol))
+        write_bytes(options.out / picture, draw(data, scored.map, verdict, protocol))
     return Row(
         file=str(part.path),
-        score=f"{score:.9g}",
+        score=f"{scored.score:.9g}",
         threshold=f"{model.threshold:.9g}",
         rejected=str(int(verdict.rejected)),
         x_px=str(place[0]),
         y_px=str(place[1]),
-        p_value=f"{conformal.p_value(model.record.calibration.scores, score):.6g}",
-        seconds=f"{seconds:.4f}",
+        p_value=f"{conformal.p_value(model.record.calibration.scores, scored.score):.6g}",
+        seconds=f"{scored.seconds:.4f}",
         heat_map=picture,
     )
 

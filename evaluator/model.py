@@ -304,9 +304,7 @@ def _tables(record: PadimModel, tensors: Mapping[str, torch.Tensor]) -> list[Tab
     ]
 
 
-def table_tensors(
-    record_form: Form, tree: Tree, tables: Sequence[Tables]
-) -> dict[str, torch.Tensor]:
+def table_tensors(form: Form, tree: Tree, tables: Sequence[Tables]) -> dict[str, torch.Tensor]:
     """The tables of the primal form by their names in the file."""
     tensors: dict[str, torch.Tensor] = {}
     if form == "factors":

@@ -49,6 +49,12 @@ class Scorer(nn.Module):
     The score of a photograph is the largest pixel of its map; both are distances without unit.
     """
 
+    centre: torch.Tensor
+    spread: torch.Tensor
+    node: torch.Tensor
+    rows: torch.Tensor
+    columns: torch.Tensor
+
     def __init__(
         self,
         network: Network,

@@ -104,11 +104,11 @@ def make_tables(
     images = len(features[0])
     dims = [values.shape[2] for values in features]
     tables = []
-    for values, (_, whiten, carry) in zip(
+    for values, (_, rows, led) in zip(
         features, table_shapes(tree, dims, images, dual), strict=True
     ):
         mean = torch.from_numpy(values.mean(axis=0, dtype=np.float64))
-        tables.append(Tables(mean.float(), torch.empty(whiten), torch.empty(carry)))
+        tables.append(Tables(mean.float(), torch.empty(rows), torch.empty(led)))
     step = _dual_level if dual else _primal_level
     for ranges in _tiles(tree, dims, images):
         state: tuple[torch.Tensor, ...] = ()
