@@ -1,38 +1,42 @@
-"""PaDiM's arithmetic on features: random dimensions, Gaussian per position, Mahalanobis, maps.
+"""PaDiM on features: random dimensions, Mahalanobis distances of all seeds in one pass, maps.
 
-Pure functions of arrays; method.md, "Evaluation (PaDiM)". Defard et al., "PaDiM: a patch
-distribution modeling framework for anomaly detection and localization", ICPR 2021.
+Method.md, "Evaluation (PaDiM)". Defard et al., "PaDiM: a patch distribution modeling framework
+for anomaly detection and localization", ICPR 2021. The algebra is in evaluator/gaussians.py.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
-from scipy.ndimage import gaussian_filter
 
-from evaluator.errors import EvaluatorError
+from evaluator.gaussians import LayerSource, Level, score_tile
+from evaluator.gaussians import repeated_index as repeated_index
+from evaluator.plan import Plan, chosen_channels, finest_grid
+from evaluator.protocols import Protocol
 
-BLUR_BORDER = "reflect"  # d c b a | a b c d | d c b a, scipy's default
-# Larger tiles fall out of the caches and gain nothing.
-FASTEST_TILE_BYTES = 128 * 2**20
 BLUR_TRUNCATE = 4.0  # the kernel ends at this many sigmas
+# NumPy's names of the borders that scipy calls reflect and mirror.
+BORDERS = {"reflect": "symmetric", "mirror": "reflect"}
+MAPS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
-class LayerFeatures:
-    """Features of one layer: float32 [height * width, images, channels], positions row by row."""
+class Scored:
+    """Mahalanobis distances, float32 [seeds, test, rows, columns], and their split into layers.
 
-    height: int
-    width: int
-    values: npt.NDArray[np.float32]
+    `shares` float32 [split seeds, layers, test, rows, columns]: what each layer adds to the squared
+    distance given the coarser ones; >= 0, over the layers they sum to `distance` squared.
+    """
+
+    distance: npt.NDArray[np.float32]
+    shares: npt.NDArray[np.float32]
 
 
 def draw_dims(channels: int, dims: int, seed: int) -> list[int]:
@@ -48,62 +52,7 @@ def draw_dims(channels: int, dims: int, seed: int) -> list[int]:
     return sorted(np.argsort(words, kind="stable")[:dims].tolist())
 
 
-def repeated_index(fine: int, coarse: int) -> npt.NDArray[np.int64]:
-    """For each of `fine` rows (or columns) the nearest of `coarse` ones: floor(i coarse / fine).
-
-    >>> repeated_index(4, 2).tolist()
-    [0, 0, 1, 1]
-    """
-    return np.arange(fine, dtype=np.int64) * coarse // fine
-
-
-def fit_gaussians(train: torch.Tensor, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and Cholesky factor of the covariance, per position.
-
-    `train` float64 [positions, images, dims]; the covariance has ddof 1 and `epsilon` added to its
-    diagonal. Returns float64 [positions, 1, dims] and lower-triangular [positions, dims, dims].
-    Raises EvaluatorError when rounding leaves a covariance that is not positive definite.
-    """
-    mean = train.mean(dim=1, keepdim=True)
-    centred = train - mean
-    covariance = centred.mT @ centred / (train.shape[1] - 1)
-    covariance.diagonal(dim1=1, dim2=2).add_(epsilon)
-    factor, failed = torch.linalg.cholesky_ex(covariance)
-    if bool(failed.any()):
-        raise EvaluatorError(
-            f"a covariance is not positive definite with --epsilon {epsilon:g}; raise it"
-        )
-    return mean, factor
-
-
-def mahalanobis(test: torch.Tensor, mean: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """Distance sqrt((x - m)' S^-1 (x - m)) with S = L L': the norm of L^-1 (x - m).
-
-    `test` float64 [positions, images, dims]. Returns float64 [positions, images], no unit, >= 0.
-    """
-    whitened = torch.linalg.solve_triangular(factor, (test - mean).mT, upper=False)
-    return torch.linalg.vector_norm(whitened, dim=1)
-
-
-def plan_tiles(images: int, dims: int, max_memory_bytes: int, max_workers: int) -> tuple[int, int]:
-    """(positions a tile, tiles at once) within `max_memory_bytes`; EvaluatorError when none fits.
-
-    Counted in float64 per position: covariance and factor, and for each image its gathered,
-    centred and whitened features.
-    """
-    per_position = 8 * (2 * dims * dims + 3 * images * dims)
-    if per_position > max_memory_bytes:
-        raise EvaluatorError(
-            f"--max-memory: one position of {images} images x {dims} dimensions needs "
-            f"{per_position / 2**30:.3f} GiB, allowed are {max_memory_bytes / 2**30:.3f}; raise it "
-            "or lower --dims"
-        )
-    workers = min(max_workers, max_memory_bytes // per_position)
-    room = min(max_memory_bytes // workers, FASTEST_TILE_BYTES)
-    return max(1, room // per_position), workers
-
-
-def usable_workers(device: torch.device) -> int:
+def usable_cores(device: torch.device) -> int:
     """Tiles worth computing at once: one per usable core on a CPU, one on anything else."""
     return len(os.sched_getaffinity(0)) if device.type == "cpu" else 1
 
@@ -123,83 +72,124 @@ def _one_thread_each() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def distance_tiles(
-    layers: Sequence[LayerFeatures],
-    dims: Sequence[int],
-    train_images: int,
+def score(
+    layers: Sequence[LayerSource],
+    dims_per_seed: Sequence[Sequence[int]],
+    train: Sequence[int],
+    test: Sequence[int],
     epsilon: float,
-    tile: int,
-    workers: int,
+    plan: Plan,
     device: torch.device,
-) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
-    """Mahalanobis distances of the test images, `workers` tiles of `tile` positions at a time.
+    split_seeds: int = 0,
+    on_tile: Callable[[int, int], object] | None = None,
+) -> Scored:
+    """Mahalanobis distances of the `test` images to Gaussians of the `train` images, per position.
 
-    In each layer the first `train_images` images are fitted on, the others scored. Layers are
-    repeated (nearest) onto the finest grid; `dims` index their channels one layer after the other.
-    Yields (positions of the finest grid, float32 [positions, test images]).
+    Both index the images of `layers`; each of `dims_per_seed` indexes the channels of all layers,
+    one layer after the other. A tile's features are read once for all seeds; layers are repeated
+    (nearest) onto the finest grid. The covariance has ddof 1 and `epsilon` on its diagonal.
+    `on_tile` hears (tiles done, tiles). Raises EvaluatorError when rounding leaves a covariance
+    that is not positive definite and for features that are not finite.
     """
-    height, width = finest_grid(layers)
+    shapes = [(layer.channels, layer.height, layer.width) for layer in layers]
+    height, width = finest_grid(shapes)
+    images = np.array([*train, *test])
+    distance = np.empty((len(dims_per_seed), len(test), height, width), np.float32)
+    shares = np.zeros((split_seeds, len(layers), len(test), height, width), np.float32)
+    chosen = [chosen_channels(shapes, dims) for dims in dims_per_seed]
 
-    def score(start: int) -> tuple[slice, npt.NDArray[np.float32]]:
-        positions = np.arange(start, min(start + tile, height * width))
-        features = torch.from_numpy(_gather(layers, dims, positions, (height, width))).to(device)
-        features = features.to(torch.float64)  # eps = 0.01 beside variances of 100: float32 is lost
-        mean, factor = fit_gaussians(features[:, :train_images], epsilon)
-        distance = mahalanobis(features[:, train_images:], mean, factor)
-        return slice(start, start + len(positions)), distance.float().cpu().numpy()
+    def work(start: int) -> None:
+        rows = slice(start, min(start + plan.tile_rows, height))
+        tile = [_read(layer, rows, (height, width)) for layer in layers]
+        for seed, own in enumerate(chosen):
+            levels = [_take(*tile[index], channels, images, device) for index, channels in own]
+            split = seed < split_seeds
+            squares = score_tile(levels, len(train), epsilon, plan.form, split)
+            distance[seed, :, rows] = squares.sum(0).sqrt().cpu().numpy()
+            if split:
+                found = squares.cpu().numpy()
+                for (index, _), values in zip(own, found, strict=True):
+                    shares[seed, index, :, rows] = values
 
+    starts = range(0, height, plan.tile_rows)
     with _one_thread_each():
-        pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+        pool = ThreadPoolExecutor(plan.workers, initializer=torch.set_num_threads, initargs=(1,))
         try:
-            yield from pool.map(score, range(0, height * width, tile))
+            for done, _ in enumerate(pool.map(work, starts), 1):
+                if on_tile is not None:
+                    on_tile(done, len(starts))
         finally:
             pool.shutdown(cancel_futures=True)  # an interrupt need not wait for all tiles
+    return Scored(distance, shares)
 
 
-def finest_grid(layers: Sequence[LayerFeatures]) -> tuple[int, int]:
-    """Rows and columns of the layer with the most positions."""
-    finest = max(layers, key=lambda layer: layer.height * layer.width)
-    return finest.height, finest.width
+_Rows = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
 
-def _gather(
-    layers: Sequence[LayerFeatures],
-    dims: Sequence[int],
-    positions: npt.NDArray[np.int64],
-    grid: tuple[int, int],
-) -> npt.NDArray[np.float32]:
-    """The chosen channels of all layers at `positions` of the grid: [positions, images, dims]."""
-    parts = []
-    first_channel = 0
-    for layer in layers:
-        channels = layer.values.shape[2]
-        chosen = [dim - first_channel for dim in dims if 0 <= dim - first_channel < channels]
-        first_channel += channels
-        rows = repeated_index(grid[0], layer.height)[positions // grid[1]]
-        columns = repeated_index(grid[1], layer.width)[positions % grid[1]]
-        # A coarse position serves many fine ones: read it from disk once.
-        needed, back = np.unique(rows * layer.width + columns, return_inverse=True)
-        parts.append(np.stack([layer.values[p][:, chosen] for p in needed])[back])
-    return np.concatenate(parts, axis=2)
+def _read(layer: LayerSource, rows: slice, grid: tuple[int, int]) -> _Rows:
+    """The layer's features that a tile reads, and the row and column of them at each position."""
+    index = repeated_index(grid[0], layer.height)[rows]
+    features = layer.read(int(index[0]), int(index[-1]) + 1)
+    return features, index - index[0], repeated_index(grid[1], layer.width)
 
 
-def anomaly_maps(
-    distance: npt.NDArray[np.float32], size_px: int, blur_sigma_px: float
-) -> npt.NDArray[np.float32]:
+def _take(
+    features: npt.NDArray[np.float32],
+    rows: npt.NDArray[np.int64],
+    columns: npt.NDArray[np.int64],
+    channels: Sequence[int],
+    images: npt.NDArray[np.int64],
+    device: torch.device,
+) -> Level:
+    taken = features.take(channels, axis=3)
+    if not np.array_equal(images, np.arange(len(features))):
+        taken = taken[images]
+    return Level(torch.from_numpy(taken).to(device), rows, columns)
+
+
+def anomaly_maps(distance: npt.NDArray[np.float32], protocol: Protocol) -> npt.NDArray[np.float32]:
     """Score per pixel: bilinear upsampling (half-pixel centres), then a Gaussian blur.
 
-    `distance` float32 [images, rows, columns] on the feature grid. Returns float32
-    [images, size_px, size_px]; beyond its border the map is mirrored (scipy's `reflect`).
+    `distance` float32 [..., rows, columns] on the feature grid. Returns float32
+    [..., size, size]. Both steps are linear along rows and along columns, so that each axis takes
+    one matrix: map = P distance Q', computed in float64.
     """
-    maps = np.empty((len(distance), size_px, size_px), np.float32)
-    for index, grid in enumerate(distance):
-        fine = F.interpolate(
-            torch.from_numpy(grid)[None, None], (size_px, size_px), mode="bilinear"
-        )[0, 0].numpy()
-        if blur_sigma_px > 0:
-            gaussian_filter(
-                fine, blur_sigma_px, output=maps[index], mode=BLUR_BORDER, truncate=BLUR_TRUNCATE
-            )
-        else:
-            maps[index] = fine
-    return maps
+    rows, columns = distance.shape[-2:]
+    size = protocol.size_px
+    blur = _blur_matrix(size, protocol)
+    down = blur @ _bilinear_matrix(size, rows)
+    across = (blur @ _bilinear_matrix(size, columns)).T
+    grids = distance.reshape(-1, rows, columns)
+    maps = np.empty((len(grids), size, size), np.float32)
+    for start in range(0, len(grids), MAPS_AT_ONCE):
+        part = slice(start, start + MAPS_AT_ONCE)
+        maps[part] = down @ grids[part].astype(np.float64) @ across
+    return maps.reshape(*distance.shape[:-2], size, size)
+
+
+def _bilinear_matrix(size: int, cells: int) -> npt.NDArray[np.float64]:
+    """Weights [size, cells] of torch's bilinear interpolation with align_corners=False."""
+    place = np.clip((np.arange(size) + 0.5) * cells / size - 0.5, 0, cells - 1)
+    low = place.astype(np.int64)
+    high = np.minimum(low + 1, cells - 1)
+    matrix = np.zeros((size, cells))
+    pixels = np.arange(size)
+    np.add.at(matrix, (pixels, low), 1 - (place - low))
+    np.add.at(matrix, (pixels, high), place - low)
+    return matrix
+
+
+def _blur_matrix(size: int, protocol: Protocol) -> npt.NDArray[np.float64]:
+    """Weights [size, size] of a Gaussian blur along one axis, beyond the border mirrored."""
+    sigma = protocol.blur_sigma_px
+    if sigma == 0:
+        return np.eye(size)
+    radius = protocol.blur_radius_px or int(BLUR_TRUNCATE * sigma + 0.5)
+    offsets = np.arange(-radius, radius + 1)
+    kernel = np.exp(-0.5 * (offsets / sigma) ** 2)
+    kernel /= kernel.sum()
+    source = np.pad(np.arange(size), radius, mode=BORDERS[protocol.blur_border])  # type: ignore[call-overload]
+    matrix = np.zeros((size, size))
+    for index, weight in enumerate(kernel):
+        np.add.at(matrix, (np.arange(size), source[index : index + size]), weight)
+    return matrix
