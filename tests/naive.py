@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy import ndimage
 
 # Builder: the anomaly generator
 
@@ -97,3 +98,51 @@ def direct_loss(estimate: np.ndarray, theta: np.ndarray, channels: int) -> float
             nearest = min(nearest, squares / size)
         total += nearest
     return total / (count + 1)
+
+
+# Evaluator: metrics of whole categories
+
+
+def pro_curve(maps: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The official MVTec PRO curve: rates of false positives, and mean overlaps of the regions.
+
+    maps: float [T, S, S]; masks: bool [T, S, S]. Every pixel is a threshold; of equal scores the
+    last counts; the curve starts at (0, 0).
+    """
+    false = np.zeros(maps.shape, np.float64)
+    overlap = np.zeros(maps.shape, np.float64)
+    regions = 0
+    for image, mask in enumerate(masks):
+        labels, count = ndimage.label(mask, np.ones((3, 3)))
+        for region in range(1, count + 1):
+            overlap[image][labels == region] = 1 / (labels == region).sum()
+        false[image] = ~mask
+        regions += count
+    order = np.argsort(-maps, axis=None)
+    score = maps.ravel()[order]
+    last = np.append(score[1:] != score[:-1], True)
+    fpr = np.cumsum(false.ravel()[order])[last] / false.sum()
+    pro = np.cumsum(overlap.ravel()[order])[last] / regions
+    return np.append(0, fpr), np.append(0, pro)
+
+
+def area_up_to(x: np.ndarray, y: np.ndarray, limit: float) -> float:
+    """The trapezoid rule up to `limit`, with a linearly interpolated last point."""
+    inside = x <= limit
+    area = np.sum(np.diff(x[inside]) * (y[inside][1:] + y[inside][:-1]) / 2)
+    if not inside.all():
+        k = int(inside.sum())
+        end = y[k - 1] + (y[k] - y[k - 1]) * (limit - x[k - 1]) / (x[k] - x[k - 1])
+        area += (limit - x[k - 1]) * (y[k - 1] + end) / 2
+    return float(area)
+
+
+def au_pro(maps: np.ndarray, masks: np.ndarray, limit: float) -> float:
+    """The official MVTec AU-PRO up to a false positive rate, in [0, 1]."""
+    return area_up_to(*pro_curve(maps, masks), limit) / limit
+
+
+def pair_counts(maps: np.ndarray, masks: np.ndarray, i: int, j: int) -> int:
+    """Twice the pairs (positive pixel of image i, negative of j) in order, plus the ties."""
+    positive, negative = maps[i][masks[i]][:, None], maps[j][~masks[j]]
+    return int(2 * (positive > negative).sum() + (positive == negative).sum())
