@@ -93,7 +93,7 @@ def gradient() -> str:
 
 
 def outline(values: npt.NDArray[Any], level: float) -> str:
-    """The SVG path where `values` [rows, columns] cross `level`, in pixels, closed at the border."""
+    """The SVG path where `values` [rows, columns] cross `level`, closed at the border; pixels."""
     padded = np.pad(np.asarray(values, np.float32), 1)
     lines = contourpy.contour_generator(z=padded).lines(level)
     return "".join(_path(np.asarray(line, np.float64)) for line in lines)

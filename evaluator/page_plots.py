@@ -11,8 +11,8 @@ from evaluator.page_numbers import escaped, pointer, share
 from evaluator.report import Metric, Report
 from evaluator.table import TITLES
 
-WIDTH, HEIGHT = 380.0, 270.0
-LEFT, RIGHT, TOP, BOTTOM = 46.0, 12.0, 12.0, 42.0
+WIDTH, HEIGHT = 320.0, 240.0
+LEFT, RIGHT, TOP, BOTTOM = 44.0, 18.0, 10.0, 40.0
 LOWEST_FPR = 1e-4
 LIMITS = (0.01, 0.05, 0.3)  # of AUPRO
 

@@ -33,7 +33,7 @@ class Column:
 
 
 def columns_of(report: Report) -> list[Column]:
-    """The means first, then the categories, groups in order."""
+    """The means first, that of all categories before the groups', then the categories."""
     groups = members_of(report.categories)
     means, categories = [], []
     for group, members in groups.items():
@@ -59,6 +59,7 @@ def tables(report: Report, data: Any) -> str:
         hidden = " hidden" if index else ""
         parts.append(
             f'<section class="metric" data-metric="{metric}"{hidden}>'
+            f"{_headline(report, data, metric, columns[0])}"
             f"{_main_table(report, data, metric, columns)}"
             f"{_differences(report, data, metric, columns)}</section>"
         )
@@ -71,6 +72,37 @@ def metric_options(report: Report) -> str:
         f'<option value="{metric}">{escaped(TITLES[metric])}</option>'
         for metric in metrics_of(report)
     )
+
+
+def _headline(report: Report, data: Any, metric: Metric, column: Column) -> str:
+    """One sentence: the highest number of the first column, and what cannot be told apart."""
+    here = (column.group, column.category, metric)
+    places = {
+        row.backbone: index
+        for index, row in enumerate(report.table)
+        if (row.group, row.category, row.metric) == here
+    }
+    if len(places) < 2:
+        return ""
+
+    def named(backbone: str) -> str:
+        mean = number(data, ("table", places[backbone], "mean"), percent)
+        return f"{escaped(backbone)} ({mean} %)"
+
+    best = max(places, key=lambda backbone: report.table[places[backbone]].mean)
+    where = f"mean of {column.title}" if column.category == MEAN else column.title
+    text = f"Highest for {escaped(where)}: <b>{named(best)}</b>."
+    pairs = [
+        pair
+        for pair in report.comparisons
+        if (pair.group, pair.category, pair.metric) == here and best in (pair.a, pair.b)
+    ]
+    same = [pair.b if pair.a == best else pair.a for pair in pairs if not pair.distinct]
+    if same:
+        text += f" Not told apart from it: {', '.join(map(named, same))}."
+    elif pairs:
+        text += " Every other backbone is distinct from it."
+    return f'<p class="headline">{text}</p>'
 
 
 def _main_table(report: Report, data: Any, metric: Metric, columns: Sequence[Column]) -> str:
@@ -198,8 +230,8 @@ def _legend(report: Report, metric: Metric) -> str:
     if any(pair.metric == metric for pair in report.comparisons):
         parts.append(
             f"<b>{SAME}</b>: cannot be told apart from it (paired bootstrap over images, "
-            f"Holm-corrected p at least {1 - report.bootstrap.level:.2g}); a number that is neither "
-            "bold nor marked is distinct from the best."
+            f"Holm-corrected p at least {1 - report.bootstrap.level:.2g}); a number that is "
+            "neither bold nor marked is distinct from the best."
         )
     elif len(report.backbones) > 1:
         parts.append("This metric was not resampled: no comparison says which cells are distinct.")
@@ -311,7 +343,8 @@ def _difference_row(
         f'<circle cx="{x[2]:.1f}" cy="6" r="2.6"/></svg>'
     )
     sides = "".join(
-        f'<td class="text" data-sort="{escaped(name)}">{swatch(names.index(name))}{escaped(name)}</td>'
+        f'<td class="text" data-sort="{escaped(name)}">'
+        f"{swatch(names.index(name))}{escaped(name)}</td>"
         for name in (pair.a, pair.b)
     )
     return (

@@ -234,7 +234,7 @@ def moves(report: Report, data: Any) -> str:
         )
     return (
         '<h2 id="protocols">The same weights under other protocols</h2>'
-        f'<details><summary>{len(rows)} numbers</summary><div class="scroll tall" tabindex="0" '
+        f'<details><summary>{len(rows)} in all</summary><div class="scroll tall" tabindex="0" '
         'role="region" aria-label="Other protocols"><table class="sortable"><thead><tr>'
         f"{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div></details>"
     )
@@ -247,25 +247,26 @@ def methods(report: Report) -> str:
         for metric in metrics_of(report)
     )
     paragraphs = [
-        "<b>Score.</b> PaDiM: at each position of the feature grid, the Mahalanobis distance of the "
-        "photograph's features to the Gaussian of the normal training photographs, computed "
+        "<b>Score.</b> PaDiM: at each position of the feature grid, the Mahalanobis distance of "
+        "the photograph's features to the Gaussian of the normal training photographs, computed "
         "exactly. Each seed draws other random dimensions, the same for all backbones of an "
         "architecture.",
         "<b>What was fitted on what.</b> The Gaussians: on the normal training photographs alone. "
-        "The colours of the maps and the line at 1 %: on the good test photographs of the category, "
-        "for each backbone. F1-max: its threshold is fitted on the test labels. Everything else "
-        "depends on the order of the scores alone.",
-        "<b>Intervals.</b> The test photographs are drawn again with replacement, good and defective "
-        "ones apart, the same draws for every backbone. The intervals and p-values say how far "
-        "the numbers move with other photographs of the same kind. They do not cover another "
-        "pre-training run with the same recipe, other training photographs, or another camera. "
-        "Standard deviations are over the seeds of the random dimensions alone.",
+        "The colours of the maps and the line at 1 %: on the good test photographs of the "
+        "category, for each backbone. F1-max (*): its threshold is fitted on the test labels. "
+        "Everything else depends on the order of the scores alone.",
+        "<b>Intervals.</b> The test photographs are drawn again with replacement, good and "
+        "defective ones apart, the same draws for every backbone. The intervals and p-values say "
+        "how far the numbers move with other photographs of the same kind. They do not cover "
+        "another pre-training run with the same recipe, other training photographs, or another "
+        "camera. Standard deviations are over the seeds of the random dimensions alone.",
         "<b>Comparisons.</b> Paired: both backbones see the same draws. Two-sided p-values, "
         "corrected by Holm's method over all pairs and categories of a metric; the groups' means "
         "are a family of their own.",
         "<b>Maps.</b> A colour says which share of the pixels of the category's good test "
         "photographs the same backbone scores as high, so that colours mean the same in every "
-        "column. Maps, curves and scores of photographs are of the first seed.",
+        "column. Maps, curves and scores of photographs are of the first seed. A photograph's "
+        "place counts the category's test photographs by score, the highest first.",
         "<b>Share of the score.</b> The squared distance at the map's highest position splits "
         "exactly into one part for each layer: what the layer adds, given the coarser ones.",
     ]
