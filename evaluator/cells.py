@@ -206,9 +206,7 @@ def _score(
 ) -> tuple[Plan, Scored]:
     dims = [draw.indices for draw in config.dims]
     train, test = len(category.train), len(category.test)
-    plan = make_plan(
-        network.shapes, dims, train, test, resources.max_memory_bytes, resources.cores
-    )
+    plan = make_plan(network.shapes, dims, train, test, resources.max_memory_bytes, resources.cores)
     scored = score(
         layers,
         dims,
@@ -263,7 +261,9 @@ def _scores(
 def _store(path: Path, suffix: str, data: bytes) -> StoredFile:
     file = path.with_name(path.stem + suffix)
     write_bytes(file, data)
-    return StoredFile(file=f"{path.parent.name}/{file.name}", bytes=len(data), sha256=sha256_of(data))
+    return StoredFile(
+        file=f"{path.parent.name}/{file.name}", bytes=len(data), sha256=sha256_of(data)
+    )
 
 
 def _tall_png(levels: npt.NDArray[np.uint8]) -> bytes:
@@ -274,7 +274,7 @@ def _tall_png(levels: npt.NDArray[np.uint8]) -> bytes:
 
 
 def _curves(one: Statistics) -> Curves | None:
-    if one.region_pixels.size == 0:
+    if not one.has_masks:
         return None
     tpr, pro = curves(one, CURVE_FPR)
     return Curves(fpr=list(CURVE_FPR), tpr=tpr.tolist(), pro=pro.tolist())
@@ -285,12 +285,12 @@ def image_scores(
 ) -> list[ImageScore]:
     """Per test image, without the layers' shares, which the statistics do not hold."""
     first = found[0]
-    per_region = region_scores(first, 0.3) if first.region_pixels.size else np.empty(0)
-    pixel = image_pixel_auroc(first)
+    per_region = region_scores(first, 0.3) if first.has_masks else np.empty(0)
+    pixel = image_pixel_auroc(first) if first.has_masks else np.full(len(first.image_score), np.nan)
     return [
         ImageScore(
             score=[float(one.image_score[index]) for one in found],
-            pixel_auroc=None if pixel is None or np.isnan(pixel[index]) else float(pixel[index]),
+            pixel_auroc=None if np.isnan(pixel[index]) else float(pixel[index]),
             regions_aupro_30=per_region[region_image == index].tolist(),
             layer_shares=[],
         )

@@ -18,6 +18,7 @@ from evaluator.options import (
     one_line_errors,
     weights_defaults,
 )
+from evaluator.tools_cli import export_onnx, fit, inspect
 
 LAYOUTS = ("auto", "mvtec", "btad", "visa", "loco", "folders")
 BACKBONE_HELP = (
@@ -243,3 +244,7 @@ def recheck(report: Path) -> None:
         from evaluator.recheck import recheck as work_out_again
 
         click.echo(work_out_again(report))
+
+
+for command in (fit, inspect, export_onnx):
+    main.add_command(command)

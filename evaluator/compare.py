@@ -19,13 +19,14 @@ from evaluator.bootstrap import bootstrap, holm, image_weights, interval, p_valu
 from evaluator.report import Bootstrap, Comparison, Group, Metric, TableRow
 from evaluator.statistics import Statistics
 
-# Linear in pairs of images, or nearly; average precision and F1-max are not.
+# F1-max and the pixels' average precision have no statistics that images add up to.
 RESAMPLED: tuple[Metric, ...] = (
     "pixel_auroc",
     "aupro_30",
     "aupro_05",
     "aupro_01",
     "image_auroc",
+    "image_ap",
 )
 MEAN = "mean"  # the `category` of a group's mean
 

@@ -41,14 +41,20 @@ def learning_curve(
     for number in config.learning_curve:
         if number >= train:
             continue
-        plan = make_plan(shapes, dims, number, test, resources.max_memory_bytes, resources.cores)
+        plan = make_plan(
+            shapes,
+            dims,
+            number,
+            test,
+            resources.max_memory_bytes,
+            resources.cores,
+            images=train + test,
+        )
         chosen = sorted(order[:number].tolist())
         tested = range(train, train + test)
         scored = score(layers, dims, chosen, tested, config.protocol.epsilon, plan, device)
         measured = [
-            measure(
-                statistics(anomaly_maps(one, config.protocol), truth.regions, truth.defective)
-            )
+            measure(statistics(anomaly_maps(one, config.protocol), truth.regions, truth.defective))
             for one in scored.distance
         ]
         points.append(LearningPoint(train=number, metrics=by_metric(measured)))

@@ -297,6 +297,7 @@ def print_plans(
             len(largest.test),
             options.resources.max_memory_bytes,
             options.resources.cores,
+            split_seeds=1,
         )
         lines[backbone.record.arch, backbone.record.dims] = (
             f"{backbone.record.arch}, {backbone.record.dims} dimensions, {largest.name} "

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import shutil
 import signal
 import subprocess
@@ -19,14 +20,16 @@ from sklearn.metrics import roc_auc_score
 from torchvision.models import get_model
 
 from evaluator.artifacts import read_json
-from evaluator.cli import main, one_line_errors
+from evaluator.cli import LAYOUTS, main
 from evaluator.errors import EvaluatorError
+from evaluator.options import PROTOCOL_NAMES, one_line_errors
+from evaluator.protocols import PROTOCOLS, protocol_sha256
 from evaluator.report import Report
 from tests import naive
 from tests.evaluator_inspection import save, write_category
 
 SMALL = ["--resize", "64", "--crop", "48", "--dims", "12", "--seeds", "2", "--layers"]
-SMALL += ["layer1,layer2", "--device", "cpu"]
+SMALL += ["layer1,layer2", "--device", "cpu", "--bootstrap", "200"]
 
 
 def padim(root: Path, out: Path, *more: str):
@@ -67,14 +70,18 @@ def test_padim_finds_the_squares(finished):
     _, out, _ = finished
     report = read_json(Report, out / "report.json")
     for cell in report.scores:
-        assert min(cell.pixel_auroc) > 0.9
-        assert min(cell.image_auroc) == 1.0
+        assert min(cell.metrics["pixel_auroc"]) > 0.9
+        assert min(cell.metrics["image_auroc"]) == 1.0
+        defective = [image for image in cell.images if image.pixel_auroc is not None]
+        assert len(defective) == 3
+        assert all(sum(image.layer_shares) == pytest.approx(1) for image in cell.images)
 
 
 def test_csv_has_the_promised_columns_and_rows(finished):
     _, out, _ = finished
     rows = list(csv.DictReader(io.StringIO((out / "table.csv").read_text(encoding="utf-8"))))
-    assert list(rows[0]) == ["group", "category", "backbone", "metric", "mean", "sd", "n_seeds"]
+    columns = ["group", "category", "backbone", "metric", "mean", "sd", "low", "high", "n_seeds"]
+    assert list(rows[0]) == columns
     assert {(row["group"], row["category"]) for row in rows} == {
         ("own", "bolt"),
         ("other", "bottle"),
@@ -82,14 +89,18 @@ def test_csv_has_the_promised_columns_and_rows(finished):
         ("other", "mean"),
         ("all", "mean"),
     }
-    assert len(rows) == 5 * 2 * 2
-    assert all(0 <= float(row["mean"]) <= 100 for row in rows)
+    assert len(rows) == 5 * 2 * 9
+    for row in rows:
+        assert 0 <= float(row["mean"]) <= 100
+        if row["low"]:
+            assert float(row["low"]) <= float(row["high"])
 
 
-def test_padim_leaves_no_features_behind(finished):
+def test_out_holds_the_promised_files(finished):
     _, out, _ = finished
     names = {path.name for path in out.iterdir()}
-    assert names == {"report.json", "table.csv", "table.md", "figure6.png", "cells"}
+    promised = {"report.json", "report.html", "table.csv", "table.md", "figure6.png"}
+    assert names == promised | {"cells", "features"}
 
 
 def test_rerun_takes_finished_cells_and_writes_the_same(finished):
@@ -102,7 +113,7 @@ def test_rerun_takes_finished_cells_and_writes_the_same(finished):
 
 def test_rerun_computes_a_damaged_cell_again(finished):
     data, out, _ = finished
-    maps = sorted((out / "cells").glob("bolt--*.npy"))[0]
+    maps = sorted((out / "cells").glob("bolt--*.npz"))[0]
     maps.write_bytes(maps.read_bytes()[:-1])
     result = padim(data, out, *SPECS)
     assert "1 computed, 3 from an earlier run" in result.stdout
@@ -114,6 +125,109 @@ def test_other_settings_do_not_take_old_cells(finished, tmp_path):
     shutil.copytree(out, tmp_path / "out")
     result = padim(data, tmp_path / "out", "--categories", "bolt", "--epsilon", "0.02")
     assert "1 cells of 2 seeds: 1 computed, 0 from an earlier run" in result.stdout
+
+
+def test_other_settings_take_kept_features(finished, tmp_path):
+    data, out, _ = finished
+    more = ["--categories", "bolt", "--seeds", "3", "--features", str(out / "features")]
+    result = padim(data, tmp_path / "out", *SPECS, *more)
+    assert result.exit_code == 0, result.output
+    report = read_json(Report, tmp_path / "out" / "report.json")
+    assert [cell.extracted for cell in report.scores] == [0, 0]
+
+
+def test_recheck_works_out_the_same_numbers_without_images(finished, tmp_path):
+    _, out, _ = finished
+    shutil.copytree(out, tmp_path / "report", ignore=shutil.ignore_patterns("features"))
+    result = CliRunner().invoke(main, ["recheck", str(tmp_path / "report")])
+    assert result.exit_code == 0, result.output
+    assert "4 cells" in result.stdout
+    assert "all equal" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        (
+            "report.json",
+            '"aupro_30": [',
+            '"aupro_30": [0.5, 0.5], "pixel_ap": [',
+            "aupro_30, seed 0",
+        ),
+        ("table.csv", "own,bolt", "own,bold", "table.csv: not what report.json says"),
+    ],
+)
+def test_recheck_names_what_was_altered(finished, tmp_path, file, old, new, message):
+    _, out, _ = finished
+    shutil.copytree(out, tmp_path / "report", ignore=shutil.ignore_patterns("features"))
+    path = tmp_path / "report" / file
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    if file == "report.json":
+        data = json.loads(text)
+        data["scores"][0]["metrics"]["aupro_30"][0] = 0.5
+        text = json.dumps(data)
+    else:
+        text = text.replace(old, new, 1)
+    path.write_text(text, encoding="utf-8")
+    result = CliRunner().invoke(main, ["recheck", str(tmp_path / "report")])
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_recheck_refuses_damaged_statistics(finished, tmp_path):
+    _, out, _ = finished
+    shutil.copytree(out, tmp_path / "report", ignore=shutil.ignore_patterns("features"))
+    path = sorted((tmp_path / "report" / "cells").glob("*.npz"))[0]
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    result = CliRunner().invoke(main, ["recheck", str(tmp_path / "report")])
+    assert result.exit_code == 1
+    assert "sha256 is not the recorded one" in result.stderr
+
+
+def test_protocol_diff_scores_the_same_weights_under_the_others(finished, tmp_path):
+    data, _, _ = finished
+    more = ["--categories", "bolt", "--seeds", "1", "--protocol-diff"]
+    result = padim(data, tmp_path / "out", "--layers", "layer1", *more)
+    assert result.exit_code == 0, result.output
+    report = read_json(Report, tmp_path / "out" / "report.json")
+    assert report.protocol.name == "own"  # 64 px
+    assert {m.protocol: m.protocol_sha256 for m in report.protocol_moves} == {
+        name: protocol_sha256(protocol) for name, protocol in PROTOCOLS.items()
+    }
+    assert "the same weights under" in result.stdout
+
+
+def test_learning_curve_has_a_point_for_each_smaller_number(finished, tmp_path):
+    data, out, _ = finished
+    more = [
+        "--categories",
+        "bolt",
+        "--learning-curve",
+        "2,3,50",
+        "--features",
+        str(out / "features"),
+    ]
+    result = padim(data, tmp_path / "out", *more)
+    assert result.exit_code == 0, result.output
+    (cell,) = read_json(Report, tmp_path / "out" / "report.json").scores
+    assert [point.train for point in cell.learning_curve] == [2, 3]
+    assert len(cell.learning_curve[0].metrics["aupro_30"]) == 2
+
+
+def test_audit_prints_findings_and_a_summary(tmp_path):
+    write_category(tmp_path / "bolt")
+    result = CliRunner().invoke(main, ["audit", "--data", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert "1 categories, 10 photographs, protocol paper" in result.stdout
+
+
+def test_options_name_what_is_there():
+    from evaluator.datasets import LAYOUTS as known
+
+    assert ("auto", *known) == LAYOUTS
+    assert tuple(PROTOCOLS) == PROTOCOL_NAMES
 
 
 def relu_features(paths: list[Path]) -> np.ndarray:
@@ -145,8 +259,9 @@ def test_scores_equal_the_slow_version(tmp_path):
         maps = F.interpolate(torch.from_numpy(distance)[None], (64, 64), mode="bilinear")[0]
         pixel = roc_auc_score(masks.ravel(), maps.numpy().ravel())
         image = naive.auroc(masks.any(axis=(1, 2)).tolist(), maps.amax(dim=(1, 2)).tolist())
-        assert report.scores[0].pixel_auroc[index] == pytest.approx(pixel, abs=1e-5)
-        assert report.scores[0].image_auroc[index] == pytest.approx(image, abs=1e-9)
+        found = report.scores[0].metrics
+        assert found["pixel_auroc"][index] == pytest.approx(pixel, abs=1e-5)
+        assert found["image_auroc"][index] == pytest.approx(image, abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -157,6 +272,8 @@ def test_scores_equal_the_slow_version(tmp_path):
         (["--categories", "nut"], 1, "--categories knows bolt, bottle"),
         (["--max-memory", "0.000001"], 1, "--max-memory: one position of 10 images x 12"),
         (["--dims", "193"], 1, "193 dimensions wanted"),
+        (["--learning-curve", "1,5"], 2, "--learning-curve '1,5': 1 is below 2"),
+        (["--learning-curve", "x"], 2, "expected whole numbers"),
         (["--crop", "65"], 2, "--crop 65 is larger than --resize 64"),
         (["--seeds", "0"], 2, "Invalid value for '--seeds'"),
         (["--mean", "0,0,0"], 2, "--mean and --std together"),
@@ -177,7 +294,7 @@ def test_wrong_input_is_one_line(finished, tmp_path, more, code, message):
     assert message in result.stderr
     assert "Traceback" not in result.stderr
     if code == 1:
-        assert result.stderr.count("\n") == 1
+        assert len([line for line in result.stderr.splitlines() if "Error" in line]) == 1
 
 
 def test_two_backbones_of_one_name_are_refused(finished, tmp_path):

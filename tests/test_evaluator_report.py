@@ -8,11 +8,14 @@ import pytest
 import evaluator
 from evaluator.artifacts import parse_model, readable_json
 from evaluator.errors import EvaluatorError
-from evaluator.report import Report, TableRow
-from evaluator.table import csv_text, group_of, markdown, paper_table, table_rows
+from evaluator.report import Published, Report, TableRow
+from evaluator.table import TITLES, csv_text, group_of, markdown, paper_table, table_rows
 
 PAGE = Path(evaluator.__file__).with_name("REPORT.md").read_text(encoding="utf-8")
 EXAMPLE, SCHEMA = (json.loads(part.split("```")[0]) for part in PAGE.split("```json\n")[1:])
+
+
+METRICS = {metric: [0.5, 0.5] for metric in TITLES}
 
 
 def report_with(**changes: object) -> Report:
@@ -22,13 +25,21 @@ def report_with(**changes: object) -> Report:
 def two_categories() -> Report:
     """bottle (in the paper) and bolt (not), one backbone, seeds that go up and down."""
     category, score = EXAMPLE["categories"][0], EXAMPLE["scores"][0]
+    bottle = METRICS | {"pixel_auroc": [0.9, 0.8], "image_auroc": [1.0, 1.0]}
+    bolt = METRICS | {"pixel_auroc": [0.6, 0.7], "image_auroc": [0.5, 0.7]}
     return report_with(
         backbones=EXAMPLE["backbones"][:1],
-        categories=[category, category | {"category": "bolt", "group": "own"}],
-        scores=[
-            score | {"pixel_auroc": [0.9, 0.8], "image_auroc": [1.0, 1.0]},
-            score | {"category": "bolt", "pixel_auroc": [0.6, 0.7], "image_auroc": [0.5, 0.7]},
+        categories=[
+            category | {"category": "bottle", "group": "other"},
+            category | {"category": "bolt", "group": "own"},
         ],
+        seeds=[0, 1],
+        scores=[
+            score | {"category": "bottle", "metrics": bottle},
+            score | {"category": "bolt", "metrics": bolt},
+        ],
+        comparisons=[],
+        published=[],
     )
 
 
@@ -47,13 +58,15 @@ def test_page_shows_a_valid_report():
 
 
 def test_rows_of_the_page_follow_from_its_scores():
-    assert rows_of(report_with()) == report_with().table
+    means = [(r.category, r.backbone, r.metric, r.mean, r.sd) for r in rows_of(report_with())]
+    shown = [(r.category, r.backbone, r.metric, r.mean, r.sd) for r in report_with().table]
+    assert means == shown
 
 
 @pytest.mark.parametrize(
     ("change", "pattern"),
     [
-        ({"format_version": 2}, "format_version is 2, this version reads 1 only"),
+        ({"format_version": 1}, "format_version is 1, this version reads 2 only"),
         ({"format": "other"}, "format is 'other'"),
         ({"scored": []}, "unknown key 'scored'; did you mean 'scores'"),
         ({"scores": EXAMPLE["scores"][:1]}, "one entry per category and backbone"),
@@ -80,7 +93,8 @@ def test_csv_leaves_the_sd_of_one_seed_empty():
         group="own", category="bolt", backbone="a, b", metric="pixel_auroc", mean=97.5, n_seeds=1
     )
     assert csv_text([row]) == (
-        'group,category,backbone,metric,mean,sd,n_seeds\nown,bolt,"a, b",pixel_auroc,97.5000,,1\n'
+        "group,category,backbone,metric,mean,sd,low,high,n_seeds\n"
+        'own,bolt,"a, b",pixel_auroc,97.5000,,,,1\n'
     )
 
 
@@ -101,7 +115,7 @@ def test_paper_table_is_the_printed_one():
 def test_markdown_puts_the_paper_beside_matching_categories():
     report = two_categories()
     text = markdown(report.model_copy(update={"table": rows_of(report)}))
-    pixel, image = text.split("**Image AUROC")
+    pixel, image = text.split("**AUPRO")
     lines = [[cell.strip() for cell in line.split("|")] for line in pixel.splitlines()]
     bottle = next(line for line in lines if line[1:2] == ["bottle"])
     assert bottle[2:] == ["85.0 ± 7.1", "98.1", "90.4", "95.1", "94.4", "97.1", "96.6", ""]
@@ -109,3 +123,31 @@ def test_markdown_puts_the_paper_beside_matching_categories():
     assert bolt[2:4] == ["65.0 ± 7.1", "–"]
     assert "mean of 2: all" in pixel
     assert "paper" not in image
+
+
+def test_markdown_marks_what_is_not_told_apart_from_the_best():
+    report = report_with()
+    names = [backbone.name for backbone in report.backbones]
+    assert len(names) == 2
+    for distinct, marks in ((True, 0), (False, 1)):
+        pairs = [pair.model_copy(update={"distinct": distinct}) for pair in report.comparisons]
+        table = markdown(report.model_copy(update={"comparisons": pairs})).split("\n\n")[1]
+        lines = [
+            line for line in table.splitlines() if EXAMPLE["categories"][0]["category"] in line
+        ]
+        assert lines[0].count("≈") == marks
+
+
+def test_markdown_puts_published_numbers_beside():
+    report = two_categories()
+    entry = {"source": "somewhere", "arch": "resnet18", "category": "bottle", "value": 98.25}
+    published = [Published(**entry, metric="pixel_auroc"), Published(**entry, metric="aupro_30")]
+    text = markdown(report.model_copy(update={"table": rows_of(report), "published": published}))
+    for part in text.split("**AUPRO"):
+        lines = [[cell.strip() for cell in line.split("|")] for line in part.splitlines()]
+        column = next(line for line in lines if line[1:2] == ["category"]).index(
+            "somewhere, resnet18"
+        )
+        found = {line[1]: line[column] for line in lines if len(line) > column}
+        assert found["bottle"] == "98.2"
+        assert found["bolt"] == "–"
