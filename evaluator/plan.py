@@ -15,6 +15,8 @@ from evaluator.errors import EvaluatorError
 from evaluator.gaussians import ROOT_CELLS, repeated_index
 
 Shape = tuple[int, int, int]  # channels, height, width
+# What allocators keep beside the arrays that are counted, per tile at work.
+KEPT_SHARE, KEPT_BYTES = 0.05, 12 * 2**20
 FORMS: tuple[Literal["dual", "primal"], ...] = ("dual", "primal")
 
 
@@ -87,6 +89,7 @@ def make_plan(
             flops = sum(_flops(form, each, train, test) for each in levels)
             work = max(_work_bytes(form, each, train, test) for each in levels)
             tile = work + _read_bytes(shapes, dims_per_seed, rows, images)
+            tile += int(KEPT_SHARE * tile) + KEPT_BYTES
             tiles = -(-height // rows)
             for workers in range(1, min(cores, tiles) + 1):
                 seconds = flops / tiles * -(-tiles // workers)
