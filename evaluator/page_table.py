@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from evaluator.compare import MEAN
 from evaluator.page_numbers import (
     escaped,
     mean_of,
@@ -16,8 +17,8 @@ from evaluator.page_numbers import (
     probability,
     signed,
 )
-from evaluator.report import Metric, Report
-from evaluator.table import GROUPS, MEAN, METRICS, SAME, TITLES, members_of, paper_table
+from evaluator.report import Group, Metric, Report
+from evaluator.table import GROUPS, METRICS, SAME, TITLES, members_of, paper_table
 
 WIDE_POINTS = 1e-9  # keeps an empty plot of differences from dividing by zero
 
@@ -26,7 +27,7 @@ WIDE_POINTS = 1e-9  # keeps an empty plot of differences from dividing by zero
 class Column:
     """A column of the main table: a category, or the mean of a group."""
 
-    group: str
+    group: Group
     category: str
     title: str
     members: list[str]
@@ -87,7 +88,7 @@ def _headline(report: Report, data: Any, metric: Metric, column: Column) -> str:
 
     def named(backbone: str) -> str:
         mean = number(data, ("table", places[backbone], "mean"), percent)
-        return f"{escaped(backbone)} ({mean} %)"
+        return f"{escaped(backbone)} ({mean}&nbsp;%)"
 
     best = max(places, key=lambda backbone: report.table[places[backbone]].mean)
     where = f"mean of {column.title}" if column.category == MEAN else column.title
@@ -147,7 +148,7 @@ def _head(columns: Sequence[Column]) -> str:
     """Two lines: groups, then categories with buttons that sort."""
     spans: list[tuple[str, int]] = []
     for column in columns:
-        title = "mean of" if column.category == MEAN else GROUPS[column.group]  # type: ignore[index]
+        title = "mean of" if column.category == MEAN else GROUPS[column.group]
         if spans and spans[-1][0] == title:
             spans[-1] = (title, spans[-1][1] + 1)
         else:
@@ -185,7 +186,7 @@ def _column_cells(
     report: Report,
     data: Any,
     places: Sequence[int | None],
-    same: Mapping[tuple[str, str, frozenset[str]], bool],
+    same: Mapping[tuple[Group, str, frozenset[str]], bool],
 ) -> list[str]:
     """One column's cells: the highest bold, those that cannot be told apart from it marked."""
     rows = [None if place is None else report.table[place] for place in places]

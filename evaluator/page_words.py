@@ -149,8 +149,10 @@ def datasets(report: Report, data: Any) -> str:
             f'<td class="text" data-sort="{escaped(record.layout)}">{escaped(record.layout)}</td>'
             f'<td class="text" data-sort="{record.sha256}">{_hash(record.sha256)}</td></tr>'
         )
-    titles = ("category", "normal, to fit", "test good", "test defective")
-    titles += ("defective pixels, %", "layout", "SHA-256")
+    titles = (
+        *("category", "normal, to fit", "test good", "test defective"),
+        *("defective pixels, %", "layout", "SHA-256"),
+    )
     head = "".join(sort_button(index, title) for index, title in enumerate(titles))
     return (
         '<div class="scroll tall" tabindex="0" role="region" aria-label="Data">'
