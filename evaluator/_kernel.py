@@ -1,4 +1,4 @@
-"""The evaluator's compiled function: positive pixels among the sorted negatives of each image.
+"""The evaluator's compiled functions: ranks of positive pixels, and levels of heat maps.
 
 One file, and numba only, because Numba's on-disk cache does not notice an edit in another file.
 """
@@ -31,3 +31,15 @@ def rank_positives(score, row, negatives, starts, below, tied, pairs):  # type: 
             below[p] += left - first
             tied[p] += right - left
             pairs[row[p], image] += (left - first) + (right - first)
+
+
+@njit(cache=True)
+def fill_levels(scores, bounds, levels):  # type: ignore[no-untyped-def]
+    """levels[i] (uint8) = how many of the 255 ascending bounds lie below scores[i] (float32)."""
+    for i in range(scores.size):
+        below = 0
+        step = 128
+        while step > 0:
+            below += step * (bounds[below + step - 1] < scores[i])
+            step //= 2
+        levels[i] = below

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from evaluator.metrics import LIMITS, measure
+from evaluator.metrics import LIMITS, aupro
 from evaluator.report import Metric
 from evaluator.statistics import Statistics
 
@@ -60,9 +60,8 @@ def bootstrap(s: Statistics, weights: npt.NDArray[np.uint16], metric: Metric) ->
         return _image_ap(s, w)
     if metric in LIMITS:
         everything = _grid_aupro(s, np.ones((1, w.shape[1])), LIMITS[metric])[0]
-        exact = measure(s)[metric]
-        assert exact is not None
-        return np.clip(_grid_aupro(s, w, LIMITS[metric]) + (exact - everything), 0, 1)
+        shift = aupro(s, LIMITS[metric]) - everything
+        return np.clip(_grid_aupro(s, w, LIMITS[metric]) + shift, 0, 1)
     return None
 
 

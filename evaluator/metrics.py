@@ -46,7 +46,7 @@ def measure(s: Statistics) -> dict[Metric, float | None]:
     if s.has_masks:
         found["pixel_auroc"] = int(s.pairs.sum()) / (2 * s.positives * s.negatives)
         for metric, limit in LIMITS.items():
-            found[metric] = _mean(region_scores(s, limit))
+            found[metric] = aupro(s, limit)
         found["pixel_ap"] = _average_precision(s.above, s.tied, s.same_score)
         found["pixel_f1_max"] = _f1_max(s.above, s.tied)
     above, tied, same = _rank_images(s)
@@ -68,8 +68,9 @@ def _rank_images(s: Statistics) -> tuple[Ints, Ints, npt.NDArray[np.bool_]]:
     return len(good) - not_above, not_above - below, same
 
 
-def _mean(values: Float) -> float:
-    return math.fsum(values.tolist()) / len(values)
+def aupro(s: Statistics, limit: float) -> float:
+    """The mean of the regions' scores, [0, 1]."""
+    return math.fsum(region_scores(s, limit).tolist()) / len(s.region_pixels)
 
 
 def _average_precision(above: Ints, tied: Ints, same_score: npt.NDArray[np.bool_]) -> float:

@@ -217,4 +217,6 @@ def good_false_positive_levels(
     most = np.floor(len(ordered) * 10 ** (-LEVEL_DECADES * half_steps / 255)).astype(np.int64)
     # At most `most` good pixels reach a score that lies above the next lower one.
     bounds = ordered[len(ordered) - 1 - most]
-    return np.searchsorted(bounds, maps, side="left").astype(np.uint8)
+    levels = np.empty(maps.shape, np.uint8)
+    _kernel.fill_levels(np.ascontiguousarray(maps).ravel(), bounds, levels.ravel())
+    return levels

@@ -108,7 +108,7 @@ def statistics(
         )
     if defective.all() or not defective.any():
         missing = "good" if defective.all() else "defective"
-        raise EvaluatorError(f"no {missing} test image; every metric needs good and defective ones")
+        raise EvaluatorError(f"no {missing} test image; every metric needs good and defective")
     images = len(maps)
     if regions is None:
         none = np.zeros(images, np.int64)

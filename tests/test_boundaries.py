@@ -83,3 +83,4 @@ def test_builder_declares_all_that_it_imports_in_the_base_dependencies():
 def test_compiled_files_import_only_math_numba_and_numpy():
     assert imported(ROOT / "builder" / "_kernel.py") == {"math", "numba", "numpy"}
     assert imported(ROOT / "builder" / "_philox.py") == {"numba", "numpy"}
+    assert imported(ROOT / "evaluator" / "_kernel.py") == {"numba"}
