@@ -165,12 +165,19 @@ class LayerFiles:
         shape = (last_row - first_row, self.width, self.channels)
         rows = np.empty((self.images, *shape), np.float32)
         offset = self._start + first_row * self._row_bytes
-        half = np.empty(shape, np.float16) if self._dtype == "float16" else None
-        for index, path in enumerate(self._paths):
-            target = rows[index] if half is None else half
-            _read_into(path, target.data.cast("B"), offset)
-            if half is not None:
-                torch.from_numpy(rows[index]).copy_(torch.from_numpy(half))
+        if self._dtype == "float32":
+            for path, target in zip(self._paths, rows, strict=True):
+                _read_into(path, target.data.cast("B"), offset)
+            return rows
+        # Many photographs are converted at once: each call may start threads, and wait for them.
+        together = min(self.images, max(1, PIECE_BYTES * 8 // (rows[0].nbytes // 2)))
+        halves = np.empty((together, *shape), np.float16)
+        for start in range(0, self.images, together):
+            paths = self._paths[start : start + together]
+            for path, half in zip(paths, halves, strict=False):
+                _read_into(path, half.data.cast("B"), offset)
+            part = torch.from_numpy(rows[start : start + together])
+            part.copy_(torch.from_numpy(halves[: len(paths)]))
         return rows
 
 

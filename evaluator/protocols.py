@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from evaluator.artifacts import Model
 
@@ -35,12 +35,20 @@ class Protocol(Model):
     blur_radius_px: int = Field(ge=0, description="where the kernel ends; 0: at 4 sigmas")
     epsilon: Annotated[float, Field(gt=0)]
 
+    @model_validator(mode="after")
+    def _check_crop(self) -> Self:
+        if self.crop_px > self.resize_px:
+            raise ValueError(f"crop_px {self.crop_px} is more than resize_px {self.resize_px}")
+        return self
+
     @property
     def size_px(self) -> int:
         """Rows and columns of the pixels that are scored."""
         return self.crop_px or self.resize_px
 
 
+# As the best-known reimplementation (xiahaifeng1995/PaDiM) does it: Pillow's resize of images and
+# masks, torch's upsampling, SciPy's blur. The paper leaves filter, border and epsilon open.
 PAPER = Protocol(
     name="paper",
     resize_px=256,
@@ -55,13 +63,15 @@ PAPER = Protocol(
 )
 PROTOCOLS: dict[str, Protocol] = {
     "paper": PAPER,
-    # Its PadimModel with its default pre-processor: torchvision's resize, kornia's border, and
-    # 1e-5 more on the diagonal from its inverse.
+    # anomalib 2.7.0's PadimModel behind its default pre-processor: torchvision v2's Resize (of
+    # floats; Pillow's is at most 0.92 grey levels off), which samples masks from the corner;
+    # torch's `reflect` border; and 1e-5 more on the diagonal before its inverse.
     "anomalib": PAPER.model_copy(
         update={
             "name": "anomalib",
             "crop_px": 0,
             "interpolation": "bilinear",
+            "mask_rule": "nonzero-nearest-corner",
             "blur_border": "mirror",
             "epsilon": 0.01001,
         }
@@ -72,9 +82,12 @@ OWN = "own"  # the name of a protocol that differs from the named one it started
 
 
 def changed(protocol: Protocol, **changes: Any) -> Protocol:
-    """`protocol` with the changes that are not None; named `own` where one of them changed it."""
+    """`protocol` with the changes that are not None; named `own` where one of them changed it.
+
+    Not checked: the command line says what is wrong in the words of its options.
+    """
     wanted = {key: value for key, value in changes.items() if value is not None}
-    result = Protocol.model_validate(protocol.model_dump() | wanted)
+    result = protocol.model_copy(update=wanted)
     return protocol if result == protocol else result.model_copy(update={"name": OWN})
 
 

@@ -374,10 +374,11 @@ def test_interrupted_run_leaves_whole_files_only(cache, images):
     )
     with pytest.raises(KeyboardInterrupt):
         read_all(cache, interrupted, images, batch_size=1)
-    assert len(stored(cache.folder)) == 2
+    kept = len(stored(cache.folder))
+    assert kept in (1, 2)  # the second was being written, or had not begun to be
     assert list(cache.folder.glob("*/.*")) == []
     read_all(cache, network, images)
-    assert network.extractor.seen == 1
+    assert network.extractor.seen == 3 - kept
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's device that is full")
@@ -392,7 +393,7 @@ def test_full_disk_is_one_line(cache, images):
     temporary.symlink_to("/dev/full")
     values = [np.zeros((h, w, c), np.float32) for c, h, w in SHAPES]
     with (
-        pytest.raises(EvaluatorError, match="No space left on device.; make room, or") as caught,
+        pytest.raises(EvaluatorError, match=r"No space left on device.; make room, or") as caught,
         _creating(cache.folder, 3, kind),
     ):
         write_features(cache.folder / "x", temporary, kind, "0" * 64, values)
@@ -411,7 +412,7 @@ def test_file_that_vanishes_in_use_is_one_line(cache, images):
         make_network(), WEIGHTS, "tiny", images, PROTOCOL, "float32", 2, lambda n: None
     ) as features:
         stored(cache.folder)[0].unlink()
-        with pytest.raises(EvaluatorError, match="cannot be read .*; run again"):
+        with pytest.raises(EvaluatorError, match=r"cannot be read .*; run again"):
             features.layers[0].read(0, 8)
         stored(cache.folder)[0].write_bytes(b"short")
         with pytest.raises(EvaluatorError, match=r"run again"):

@@ -1,6 +1,5 @@
 """Inspection photographs: what is read, and one line for each thing that is wrong."""
 
-import re
 import shutil
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import pytest
 from PIL import Image
 
 from evaluator.errors import EvaluatorError
-from evaluator.inspection import find_categories, load_image, load_mask
+from evaluator.inspection import find_categories
 from tests.evaluator_inspection import save, write_category
 
 
@@ -149,39 +148,3 @@ def test_sixteen_bit_image_is_refused(bolt):
 def test_image_of_too_many_pixels_is_refused(bolt):
     Image.new("1", (10_000, 9_000)).save(bolt / "train" / "good" / "000.png")
     refused(bolt.parent, "000.png: ")
-
-
-def test_cut_jpeg_is_refused_when_it_is_decoded(tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
-    path = save(tmp_path / "a.jpg", pixels)
-    path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(EvaluatorError, match=re.escape(f"{path}: not a readable image")):
-        load_image(path, 64, 0)
-
-
-def test_image_is_the_centre_of_the_square(tmp_path):
-    pixels = np.zeros((8, 8, 3), np.uint8)
-    pixels[2:6, 2:6] = 200
-    path = save(tmp_path / "a.png", pixels)
-    assert (load_image(path, 8, 4) == 200).all()
-    assert (load_image(path, 8, 0) == pixels).all()
-
-
-def test_grey_image_gets_three_channels(tmp_path):
-    path = save(tmp_path / "a.png", np.full((8, 8), 7, np.uint8))
-    assert load_image(path, 8, 0).shape == (8, 8, 3)
-
-
-@pytest.mark.parametrize("value", [1, 127, 255])
-def test_mask_is_whatever_is_not_zero(tmp_path, value):
-    mask = np.array([[0, value], [0, 0]], np.uint8)
-    path = save(tmp_path / "a_mask.png", mask)
-    expected = [[0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 0, 0], [0, 0, 0, 0]]
-    np.testing.assert_array_equal(load_mask(path, 4, 0), np.array(expected, bool))
-
-
-def test_mask_in_colour_counts_every_channel(tmp_path):
-    pixels = np.zeros((2, 2, 3), np.uint8)
-    pixels[0, 1, 2] = 1  # would vanish in a conversion to grey
-    mask = load_mask(save(tmp_path / "a_mask.png", pixels), 2, 0)
-    np.testing.assert_array_equal(mask, [[False, True], [False, False]])
