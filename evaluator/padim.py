@@ -58,7 +58,7 @@ def usable_cores(device: torch.device) -> int:
 
 
 @contextlib.contextmanager
-def _one_thread_each() -> Iterator[None]:
+def one_thread_each() -> Iterator[None]:
     """Torch operations on one thread each while tiles run side by side.
 
     Threads inside a batch of small triangular solves wait for one another at every matrix: 20 s
@@ -112,7 +112,7 @@ def score(
                     shares[seed, index, :, rows] = values
 
     starts = range(0, height, plan.tile_rows)
-    with _one_thread_each():
+    with one_thread_each():
         pool = ThreadPoolExecutor(plan.workers, initializer=torch.set_num_threads, initargs=(1,))
         try:
             for done, _ in enumerate(pool.map(work, starts), 1):
@@ -144,7 +144,8 @@ def _take(
     taken = features.take(channels, axis=3)
     if not np.array_equal(images, np.arange(len(features))):
         taken = taken[images]
-    return Level(torch.from_numpy(taken).to(device), rows, columns)
+    flat = torch.from_numpy(taken.reshape(len(images), -1, len(channels)))
+    return Level(flat.to(device), features.shape[2], rows, columns)
 
 
 def anomaly_maps(distance: npt.NDArray[np.float32], protocol: Protocol) -> npt.NDArray[np.float32]:
@@ -156,15 +157,19 @@ def anomaly_maps(distance: npt.NDArray[np.float32], protocol: Protocol) -> npt.N
     """
     rows, columns = distance.shape[-2:]
     size = protocol.size_px
-    blur = _blur_matrix(size, protocol)
-    down = blur @ _bilinear_matrix(size, rows)
-    across = (blur @ _bilinear_matrix(size, columns)).T
+    down, across = enlargement(rows, protocol), enlargement(columns, protocol).T
     grids = distance.reshape(-1, rows, columns)
     maps = np.empty((len(grids), size, size), np.float32)
     for start in range(0, len(grids), MAPS_AT_ONCE):
         part = slice(start, start + MAPS_AT_ONCE)
         maps[part] = down @ grids[part].astype(np.float64) @ across
     return maps.reshape(*distance.shape[:-2], size, size)
+
+
+def enlargement(cells: int, protocol: Protocol) -> npt.NDArray[np.float64]:
+    """Upsampling from `cells` to the protocol's size and its blur along one axis: [size, cells]."""
+    size = protocol.size_px
+    return _blur_matrix(size, protocol) @ _bilinear_matrix(size, cells)
 
 
 def _bilinear_matrix(size: int, cells: int) -> npt.NDArray[np.float64]:

@@ -4,43 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from evaluator.networks import Network
+from evaluator.padim import enlargement
 from evaluator.protocols import Protocol
 from evaluator.whitening import Tables, Tree
-
-BLUR_TRUNCATE = 4.0  # the kernel ends at this many sigmas where the protocol names no radius
-
-
-def enlarging(cells: int, protocol: Protocol) -> npt.NDArray[np.float64]:
-    """Bilinear upsampling from `cells` to the protocol's size, then its blur: [size, cells].
-
-    Both are linear and separable: a map is R D C' with such a matrix on either side. Half-pixel
-    centres; beyond the border as the protocol says.
-    """
-    size = protocol.size_px
-    one = torch.eye(cells, dtype=torch.float64)[None]
-    fine = F.interpolate(one, size, mode="linear", align_corners=False)[0].numpy().T
-    sigma = protocol.blur_sigma_px
-    if sigma == 0:
-        return fine
-    radius = protocol.blur_radius_px or int(BLUR_TRUNCATE * sigma + 0.5)
-    offsets = np.arange(-radius, radius + 1)
-    kernel = np.exp(-0.5 * (offsets / sigma) ** 2)
-    kernel /= kernel.sum()
-    positions = np.arange(size)
-    # np.pad calls d c b a | a b c d "symmetric" and d c b | a b c d "reflect".
-    mode = "symmetric" if protocol.blur_border == "reflect" else "reflect"
-    source = np.pad(positions, radius, mode=mode)  # type: ignore[call-overload]
-    blur = np.zeros((size, size))
-    for offset, weight in zip(offsets, kernel, strict=True):
-        np.add.at(blur, (positions, source[positions + radius + offset]), weight)
-    return blur @ fine
 
 
 class Scorer(nn.Module):
@@ -82,7 +52,7 @@ class Scorer(nn.Module):
             self._constant(f"carry_{k}", table.carry)
         self._constant("node", torch.from_numpy(tree.node_of_position))
         for name, cells in zip(("rows", "columns"), tree.grid, strict=True):
-            self._constant(name, torch.from_numpy(enlarging(cells, protocol)).float())
+            self._constant(name, torch.from_numpy(enlargement(cells, protocol)).float())
         self.to(network.device)
         self.eval()
 

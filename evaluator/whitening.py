@@ -9,6 +9,7 @@ MODEL.md holds the equations.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +17,12 @@ import numpy.typing as npt
 import torch
 
 from evaluator.errors import EvaluatorError
+from evaluator.padim import one_thread_each, usable_cores
 
-TILE_BYTES = 128 * 2**20  # float64 scratch while tables are computed
+TILE_BYTES = 128 * 2**20  # float64 scratch of all tiles at once, while tables are computed
+
+
+State = tuple[torch.Tensor, ...]  # what a level hands to the finer one
 
 
 @dataclass(frozen=True)
@@ -110,8 +115,9 @@ def make_tables(
         mean = torch.from_numpy(values.mean(axis=0, dtype=np.float64))
         tables.append(Tables(mean.float(), torch.empty(rows), torch.empty(led)))
     step = _dual_level if dual else _primal_level
-    for ranges in _tiles(tree, dims, images):
-        state: tuple[torch.Tensor, ...] = ()
+
+    def tile(ranges: list[tuple[int, int]]) -> None:
+        state: State = ()
         for k, (first, last) in enumerate(ranges):
             level, table = tree.levels[k], tables[k]
             centred = _centred(features[k], level.cell[first:last])
@@ -119,17 +125,28 @@ def make_tables(
             whiten, carry, state = step(centred, above, state, epsilon, k == len(dims) - 1)
             table.whiten[first:last] = whiten
             table.carry[first:last] = carry
+
+    workers = usable_cores(torch.device("cpu"))
+    with one_thread_each():
+        pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+        try:
+            for _ in pool.map(tile, _tiles(tree, dims, images, TILE_BYTES // workers)):
+                pass
+        finally:
+            pool.shutdown(cancel_futures=True)  # an interrupt need not wait for all tiles
     return tables
 
 
-def _tiles(tree: Tree, dims: Sequence[int], images: int) -> Iterator[list[tuple[int, int]]]:
+def _tiles(
+    tree: Tree, dims: Sequence[int], images: int, room_bytes: int
+) -> Iterator[list[tuple[int, int]]]:
     """Ranges of nodes per level, one tile of coarsest nodes and their descendants at a time."""
     roots = len(tree.levels[0].cell)
     per_root = sum(
         8 * len(level.cell) / roots * (3 * images * size + 4 * size * size + 2 * images**2)
         for level, size in zip(tree.levels, dims, strict=True)
     )
-    tile = max(1, int(TILE_BYTES // per_root))
+    tile = max(1, int(room_bytes // per_root))
     for start in range(0, roots, tile):
         ranges = [(start, min(start + tile, roots))]
         for level in tree.levels[1:]:
@@ -144,9 +161,6 @@ def _centred(values: npt.NDArray[np.floating], cells: npt.NDArray[np.int64]) -> 
     x = torch.from_numpy(values[:, unique].astype(np.float64)).transpose(0, 1)
     x = (x - x.mean(dim=1, keepdim=True)) / (len(values) - 1) ** 0.5
     return x[torch.from_numpy(back.reshape(-1))]
-
-
-State = tuple[torch.Tensor, ...]
 
 
 def _dual_level(
