@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -399,6 +400,20 @@ def test_full_disk_is_one_line(cache, images):
         write_features(cache.folder / "x", temporary, kind, "0" * 64, values)
     assert "\n" not in caught.value.message
     assert not temporary.is_symlink()
+
+
+def test_disk_that_takes_no_more_is_one_line_and_leaves_nothing(cache, images):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_BYTES - 1, hard))
+    try:
+        with pytest.raises(
+            EvaluatorError, match=r"cannot keep .* GiB .* of 3 photographs"
+        ) as caught:
+            read_all(cache, make_network(), images)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "\n" not in caught.value.message
+    assert [path for path in cache.folder.glob("*/*") if path.name != "lock"] == []
 
 
 def test_folder_that_is_a_file_is_one_line(tmp_path, images):
