@@ -57,7 +57,7 @@ def probability(value: float) -> str:
 
 def distance(value: float) -> str:
     """A score, three digits or all before the point."""
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    return f"{value:#.3g}" if abs(value) < 99.95 else f"{value:.0f}"
 
 
 def plain(value: Any) -> str:

@@ -62,21 +62,22 @@ def choose(report: Report, panels: Sequence[Panel]) -> dict[str, list[Panel]]:
 
 
 def photograph_url(image: npt.NDArray[np.uint8]) -> str:
-    """uint8 [rows, columns, 3] as a lossy WebP in a data URI."""
-    return _url(Image.fromarray(image), quality=PHOTOGRAPH_QUALITY, method=4)
+    """uint8 [rows, columns, 3] as a JPEG in a data URI."""
+    return _url(Image.fromarray(image), "JPEG", quality=PHOTOGRAPH_QUALITY)
 
 
 def map_url(levels: Levels) -> str:
-    """uint8 [rows, columns] in the page's colours as a WebP of 64 colours in a data URI."""
-    coarse = np.minimum(levels // LEVEL_STEP * LEVEL_STEP + LEVEL_STEP // 2, 255)
-    coloured = palette()[coarse]
-    return _url(Image.fromarray(coloured), lossless=True, quality=50, method=3)
+    """uint8 [rows, columns] in the page's colours, 64 of them, as a PNG in a data URI."""
+    picture = Image.fromarray(levels // LEVEL_STEP)
+    picture.putpalette(palette()[LEVEL_STEP // 2 :: LEVEL_STEP].tobytes())
+    # PNG at level 6: a third of the time of lossless WebP, 5 % larger.
+    return _url(picture, "PNG", compress_level=6)
 
 
-def _url(picture: Image.Image, **options: Any) -> str:
+def _url(picture: Image.Image, kind: str, **options: int) -> str:
     file = io.BytesIO()
-    picture.save(file, "WEBP", **options)
-    return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
+    picture.save(file, kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 @functools.cache
@@ -184,12 +185,13 @@ def _panel(report: Report, data: Any, category: int, panel: Panel, name: str) ->
     )
     truth = _figure(
         f'<svg viewBox="0 0 {size_px} {size_px}" class="truth" role="img" aria-label="truth">'
-        f'<path id="{name}" d="{path}"/></svg>',
+        f'<defs><path id="{name}" vector-effect="non-scaling-stroke" d="{path}"/></defs>'
+        f'<use class="area" href="#{name}"/></svg>',
         _truth_told(data, category, panel),
         f"{alt}, truth",
     )
     maps = "".join(
-        _map(report, data, index, panel, order, name if path else "")
+        _map(report, data, category, index, panel, order, name if path else "")
         for order, (index, _) in enumerate(cells)
     )
     return (
@@ -219,13 +221,16 @@ def _truth_told(data: Any, category: int, panel: Panel) -> str:
     return f"{escaped(image['defect'])}<br>{told}"
 
 
-def _map(report: Report, data: Any, scores: int, panel: Panel, order: int, truth: str) -> str:
+def _map(
+    report: Report, data: Any, category: int, scores: int, panel: Panel, order: int, truth: str
+) -> str:
     size_px = panel.image.shape[0]
     cell = report.scores[scores]
     scored = cell.images[panel.image_index]
     at = ("scores", scores, "images", panel.image_index)
     levels = panel.levels[order]
-    lines = f'<path class="iso" d="{outline(levels, ISO_LEVEL)}"/>'
+    path = outline(levels, ISO_LEVEL)
+    lines = f'<path class="iso" vector-effect="non-scaling-stroke" d="{path}"/>'
     if truth:
         lines += f'<use class="outline" href="#{truth}"/>'
     told = f"score {number(data, (*at, 'score', 0), distance)}"
@@ -239,10 +244,12 @@ def _map(report: Report, data: Any, scores: int, panel: Panel, order: int, truth
         f"{number(data, (*at, 'layer_shares', i), share)}</i>"
         for i, part in enumerate(scored.layer_shares)
     )
-    name = escaped(f"{panel.category}, map of {cell.backbone}")
+    file = report.categories[category].images[panel.image_index].file
+    name = escaped(f"{cell.backbone} on {panel.category}, {file}")
     picture = (
         f'<img loading="lazy" decoding="async" width="{levels.shape[1]}" '
         f'height="{levels.shape[0]}" alt="{name}" src="{map_url(levels)}">'
         f'<svg viewBox="0 0 {size_px} {size_px}" aria-hidden="true">{lines}</svg>'
     )
-    return _figure(picture, f"{told}<span class=bar>{bar}</span>", name)
+    who = f'<span class="who">{swatch(order)}{escaped(cell.backbone)}</span>'
+    return _figure(picture, f'{who}{told}<span class="bar">{bar}</span>', name)

@@ -20,7 +20,8 @@ from evaluator.page_numbers import (
 from evaluator.report import Group, Metric, Report
 from evaluator.table import GROUPS, METRICS, SAME, TITLES, members_of, paper_table
 
-WIDE_POINTS = 1e-9  # keeps an empty plot of differences from dividing by zero
+SMALLEST_REACH = 1e-9  # in points: a plot of differences that are all 0 has a scale too
+PRINTED_COLUMNS = 9  # more do not fit on paper with their intervals
 
 
 @dataclass(frozen=True)
@@ -134,11 +135,13 @@ def _main_table(report: Report, data: Any, metric: Metric, columns: Sequence[Col
             f'<tbody class="others"><tr class="title"><th colspan="{span}" scope="rowgroup">'
             f"Printed elsewhere, not measured here</th></tr>{others}</tbody>"
         )
+    wide = " wide" if len(columns) > PRINTED_COLUMNS else ""
     seeds = len(report.seeds)
     spread = f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
+    title = escaped(TITLES[metric])
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escaped(TITLES[metric])}">'
-        f'<table class="main sortable"><caption>{escaped(TITLES[metric])}, % ({spread})</caption>'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{title}">'
+        f'<table class="main sortable{wide}"><caption>{title}, % ({spread})</caption>'
         f"<thead>{_head(columns)}</thead><tbody>{body}</tbody>{others}</table></div>"
         f'<p class="legend">{_legend(report, metric)}</p>'
     )
@@ -238,8 +241,8 @@ def _legend(report: Report, metric: Metric) -> str:
         parts.append("This metric was not resampled: no comparison says which cells are distinct.")
     if any(row.metric == metric and row.low is not None for row in report.table):
         parts.append(
-            f"Small: {report.bootstrap.level:.0%} bootstrap interval over test images (not over "
-            "training runs)."
+            f"Small: {100 * report.bootstrap.level:g} % bootstrap interval over test images (not "
+            "over training runs)."
         )
     return " ".join(parts)
 
@@ -307,14 +310,16 @@ def _differences(report: Report, data: Any, metric: Metric, columns: Sequence[Co
     if not found:
         return ""
     pairs = [report.comparisons[index] for _, index in found]
-    reach = max(WIDE_POINTS, *(max(abs(p.low), abs(p.high), abs(p.difference)) for p in pairs))
+    reach = max(SMALLEST_REACH, *(max(abs(p.low), abs(p.high), abs(p.difference)) for p in pairs))
     rows = "".join(
         _difference_row(report, data, index, columns[place], place, reach)
         for place, index in sorted(found)
     )
     titles = ("on", "a", "b", "a − b, points", "", "p", "p, Holm", "verdict")
     head = "".join(
-        sort_button(index, title) if title else '<th class="plot"><span>interval</span></th>'
+        sort_button(index, title, "text" if index in (0, 1, 2, 7) else "")
+        if title
+        else '<th class="plot"><span>interval</span></th>'
         for index, title in enumerate(titles)
     )
     distinct = sum(pair.distinct for pair in pairs)

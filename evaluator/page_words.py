@@ -219,7 +219,9 @@ def moves(report: Report, data: Any) -> str:
     if not report.protocol_moves:
         return ""
     titles = ("protocol", "category", "backbone", "metric", "%", "difference, points")
-    head = "".join(sort_button(index, title) for index, title in enumerate(titles))
+    head = "".join(
+        sort_button(index, title, "text" if index < 4 else "") for index, title in enumerate(titles)
+    )
     rows = []
     for index, move in enumerate(report.protocol_moves):
         words = (move.protocol, move.category, move.backbone, TITLES[move.metric])
