@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import secrets
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,7 +19,10 @@ from pathlib import Path
 from evaluator.errors import EvaluatorError
 
 LEASES = "leases"
-TEMPORARY = ".tmp"
+# Nothing else is ever removed, whatever else the folder holds.
+GROUP_NAME = re.compile(r"[0-9a-f]{64}")
+STORED_NAME = re.compile(r"[0-9a-f]{64}\.safetensors")
+TEMPORARY_NAME = re.compile(r"\.[0-9a-f]{64}\.safetensors\.([0-9a-f]{16})\.tmp")
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class StoredFile:
 
 def temporary_path(path: Path, lease: str) -> Path:
     """Where the holder of `lease` writes what becomes `path`."""
-    return path.with_name(f".{path.name}.{lease}{TEMPORARY}")
+    return path.with_name(f".{path.name}.{lease}.tmp")
 
 
 @contextlib.contextmanager
@@ -60,7 +64,7 @@ def lease(folder: Path, paths: Iterable[Path]) -> Iterator[str]:
         yield name
 
 
-def make_room(folder: Path, suffix: str, limit_bytes: int) -> tuple[int, int]:
+def make_room(folder: Path, limit_bytes: int) -> tuple[int, int]:
     """Remove what killed writers left, then least recently used files until the rest fits.
 
     Files under a lease of a living process stay, even when they alone exceed the limit. Returns
@@ -69,7 +73,7 @@ def make_room(folder: Path, suffix: str, limit_bytes: int) -> tuple[int, int]:
     try:
         with _folder_lock(folder):
             in_use, alive = _living_leases(folder)
-            stored = list(_stored_files(folder, suffix, alive))
+            stored = list(_stored_files(folder, alive))
             total = sum(file.size_bytes for file in stored)
             removed = 0
             for file in sorted(stored, key=lambda file: file.used_ns):
@@ -113,18 +117,18 @@ def _living_leases(folder: Path) -> tuple[set[str], set[str]]:
     return in_use, alive
 
 
-def _stored_files(folder: Path, suffix: str, alive: set[str]) -> Iterator[StoredFile]:
-    """All files one folder down that end in `suffix`; temporary ones of the dead are removed."""
+def _stored_files(folder: Path, alive: set[str]) -> Iterator[StoredFile]:
+    """All files of features; temporary ones of the dead are removed."""
     for group in os.scandir(folder):
-        if group.name == LEASES or not group.is_dir(follow_symlinks=False):
+        if not GROUP_NAME.fullmatch(group.name) or not group.is_dir(follow_symlinks=False):
             continue
         for entry in os.scandir(group):
-            path = Path(entry.path)
+            temporary = TEMPORARY_NAME.fullmatch(entry.name)
             try:
-                if path.suffix == TEMPORARY and path.stem.rpartition(".")[2] not in alive:
-                    path.unlink()
-                elif path.suffix == suffix:
+                if temporary and temporary[1] not in alive:
+                    Path(entry.path).unlink()
+                elif STORED_NAME.fullmatch(entry.name):
                     status = entry.stat()
-                    yield StoredFile(path, status.st_size, status.st_mtime_ns)
+                    yield StoredFile(Path(entry.path), status.st_size, status.st_mtime_ns)
             except FileNotFoundError:  # renamed by its writer meanwhile
                 continue

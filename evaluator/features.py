@@ -123,7 +123,7 @@ class FeatureCache:
         self.statistics.damaged += sum(path.exists() for path in missing)
 
     def _make_room(self, needed_bytes: int) -> None:
-        removed, kept = make_room(self.folder, SUFFIX, self.limit_bytes - needed_bytes)
+        removed, kept = make_room(self.folder, self.limit_bytes - needed_bytes)
         self.statistics.removed += removed
         self.statistics.stored_bytes = kept
 

@@ -302,6 +302,16 @@ def test_files_in_use_stay_above_the_limit(cache, images, tmp_path):
     assert stored(cache.folder) == []
 
 
+def test_files_of_others_are_never_removed(cache, images):
+    weights = cache.folder / "run" / "backbone.safetensors"
+    beside = cache.folder / ("a" * 64) / "backbone.safetensors"
+    for path in (weights, beside):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"weights")
+    read_all(FeatureCache(cache.folder, 0), make_network(), images)
+    assert stored(cache.folder) == sorted([weights, beside])
+
+
 def test_what_a_killed_writer_left_is_removed(cache, images):
     read_all(cache, make_network(), images)
     group = stored(cache.folder)[0].parent
@@ -318,18 +328,20 @@ import sys
 from pathlib import Path
 from evaluator.feature_room import lease, temporary_path
 folder = Path(sys.argv[1])
-with lease(folder, [folder / "group" / "mine.safetensors"]) as holder:
-    temporary_path(folder / "group" / "mine.safetensors", holder).write_bytes(b"half")
+mine = folder / ("a" * 64) / ("b" * 64 + ".safetensors")
+with lease(folder, [mine]) as holder:
+    temporary_path(mine, holder).write_bytes(b"half")
     print("ready", flush=True)
     sys.stdin.read()
 """
 
 
 def test_another_process_is_respected_until_it_is_killed(cache, images):
-    group = cache.folder / "group"
+    group = cache.folder / ("a" * 64)
     group.mkdir(parents=True)
-    (group / "mine.safetensors").write_bytes(b"x")
-    (group / "nobodys.safetensors").write_bytes(b"x")
+    mine, nobodys = (f"{letter * 64}.safetensors" for letter in "bc")
+    (group / mine).write_bytes(b"x")
+    (group / nobodys).write_bytes(b"x")
     strict = FeatureCache(cache.folder, 0)
     with subprocess.Popen(
         [sys.executable, "-c", KILLED, str(cache.folder)],
@@ -339,7 +351,7 @@ def test_another_process_is_respected_until_it_is_killed(cache, images):
         assert process.stdout.readline() == b"ready\n"
         read_all(strict, make_network(), images)
         names = sorted(path.name for path in group.iterdir())
-        assert names[1:] == ["mine.safetensors"]
+        assert names[1:] == [mine]
         assert names[0].endswith(".tmp")
         process.send_signal(signal.SIGKILL)
     read_all(strict, make_network(), images)
