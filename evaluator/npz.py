@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Collection, Mapping
@@ -17,6 +18,17 @@ MAX_BYTES = 2**30  # unpacked
 
 Array = npt.NDArray[Any]
 
+_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
+# What zipfile raises for damaged files; ValueError passes as it is.
+_ZIP_FAULTS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    OSError,
+    NotImplementedError,
+    RuntimeError,
+)
 _HEADER = re.compile(
     rb"\x93NUMPY\x01\x00..\{'descr': '([^']{1,8})', 'fortran_order': False, "
     rb"'shape': \(([0-9, ]{0,40})\), \} *\n",
@@ -55,9 +67,11 @@ def load_arrays(data: bytes, names: Collection[str]) -> dict[str, Array]:
             total = sum(member.file_size for member in members)
             if total > MAX_BYTES:
                 raise ValueError(f"{total} bytes unpacked, at most {MAX_BYTES} are read")
+            if not {one.compress_type for one in members} <= _METHODS:
+                raise ValueError("a member is compressed in another way than deflate")
             # zipfile unpacks no more than file_size says, and checks the CRC.
             return {one.filename.removesuffix(".npy"): _array(file.read(one)) for one in members}
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except _ZIP_FAULTS as error:
         raise ValueError(f"not a whole .npz file ({error})") from None
 
 

@@ -17,10 +17,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tests.benchmarks.timing import table
+from tests.benchmarks.timing import seconds, table
 
 IMAGES, GOOD, SIZE = 160, 40, 224
 REPEATS = 3
+DRAWS = 2000
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
@@ -39,10 +40,38 @@ def main() -> None:
             for name, one in found.items()
         ],
     )
+    afterwards()
     for metric, value in found["ours"]["values"].items():
         others = [o["values"][metric] for o in found.values() if metric in o["values"]]
         error = max(abs(other - value) for other in others)
         print(f"  {metric:<14} {value:.6f}, largest difference {error:.1e}")
+
+
+def afterwards() -> None:
+    """What the stored counts cost: bytes, and seconds without maps."""
+    from evaluator.bootstrap import bootstrap, image_weights
+    from evaluator.metrics import CURVE_FPR, curves, measure
+    from evaluator.ranks import good_false_positive_levels, label_regions
+    from evaluator.statistics import load_statistics, save_statistics, statistics
+
+    maps, masks = made_up()
+    regions, _ = label_regions(masks)
+    s = statistics(maps, regions, masks.any(axis=(1, 2)))
+    data = save_statistics(s)
+    weights = image_weights(s.image_defective, DRAWS, 0)
+    ways = {
+        "save": lambda: save_statistics(s),
+        "load and check": lambda: load_statistics(data, "made up"),
+        "nine metrics": lambda: measure(s),
+        "ROC and PRO curves": lambda: curves(s, CURVE_FPR),
+        f"weights of {DRAWS} draws": lambda: image_weights(s.image_defective, DRAWS, 0),
+        f"pixel AUROC of {DRAWS} draws": lambda: bootstrap(s, weights, "pixel_auroc"),
+        f"AUPRO at 0.3 of {DRAWS} draws": lambda: bootstrap(s, weights, "aupro_30"),
+        "levels of all maps": lambda: good_false_positive_levels(maps, maps[~s.image_defective]),
+    }
+    rows = [(name, seconds(way, REPEATS) * 1e3, "") for name, way in ways.items()]
+    size = f"{len(data)} bytes of file, {len(data) / s.positives:.2f} per positive pixel"
+    table(f"afterwards: {size}", "ms", rows)
 
 
 def _measured(name: str) -> dict:
