@@ -20,6 +20,7 @@ from evaluator.errors import EvaluatorError
 
 LEASES = "leases"
 # Nothing else is ever removed, whatever else the folder holds.
+LEASE_NAME = re.compile(r"[0-9a-f]{16}")
 GROUP_NAME = re.compile(r"[0-9a-f]{64}")
 STORED_NAME = re.compile(r"[0-9a-f]{64}\.safetensors")
 TEMPORARY_NAME = re.compile(r"\.[0-9a-f]{64}\.safetensors\.([0-9a-f]{16})\.tmp")
@@ -100,7 +101,7 @@ def _living_leases(folder: Path) -> tuple[set[str], set[str]]:
     in_use: set[str] = set()
     alive: set[str] = set()
     for path in (folder / LEASES).iterdir():
-        if path.name == "lock":
+        if not LEASE_NAME.fullmatch(path.name):
             continue
         try:
             file = path.open()

@@ -305,11 +305,13 @@ def test_files_in_use_stay_above_the_limit(cache, images, tmp_path):
 def test_files_of_others_are_never_removed(cache, images):
     weights = cache.folder / "run" / "backbone.safetensors"
     beside = cache.folder / ("a" * 64) / "backbone.safetensors"
-    for path in (weights, beside):
+    paper = cache.folder / "leases" / "flat.txt"
+    for path in (weights, beside, paper):
         path.parent.mkdir(parents=True)
         path.write_bytes(b"weights")
     read_all(FeatureCache(cache.folder, 0), make_network(), images)
     assert stored(cache.folder) == sorted([weights, beside])
+    assert paper.exists()
 
 
 def test_what_a_killed_writer_left_is_removed(cache, images):
