@@ -48,7 +48,7 @@ class Protocol(Model):
 
 
 # As the best-known reimplementation (xiahaifeng1995/PaDiM) does it: Pillow's resize of images and
-# masks, torch's upsampling, SciPy's blur. The paper leaves filter, border and epsilon open.
+# masks, torch's upsampling, SciPy's blur. The paper that we reproduce names none of these settings.
 PAPER = Protocol(
     name="paper",
     resize_px=256,
