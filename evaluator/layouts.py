@@ -1,0 +1,265 @@
+"""How inspection sets lie in folders: one lister for each layout, which reads no image.
+
+mvtec    CATEGORY/train/good/*, test/good/*, test/<defect>/*, ground_truth/<defect>/<stem>_mask.png
+btad     CATEGORY/train/ok/*, test/ok/*, test/ko/*, ground_truth/ko/<stem>.png or .bmp
+visa     CATEGORY/Data/Images/{Normal,Anomaly}/*, Data/Masks/Anomaly/<stem>.png,
+         and split_csv/1cls.csv beside the categories
+loco     CATEGORY/train/good/*, test/{good,logical_anomalies,structural_anomalies}/*,
+         ground_truth/<defect>/<stem>/000.png, 001.png, ...
+folders  CATEGORY/good/*, defective/*, where wished masks/<stem>.png or <stem>_mask.png
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from evaluator.errors import EvaluatorError
+from evaluator.images import SUFFIXES
+from evaluator.report import Finding
+
+LAYOUTS = ("mvtec", "btad", "visa", "loco", "folders")
+VISA_SPLIT = Path("split_csv") / "1cls.csv"
+LOCO_DEFECTS = ("logical_anomalies", "structural_anomalies")
+TEST_SHARE = 5  # `folders`: one good photograph in so many is for the test
+MAX_CSV_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class TestImage:
+    """A photograph to score; `defect` is `good` on a good one, which has no masks."""
+
+    __test__ = False  # not a pytest class
+
+    path: Path
+    defect: str
+    masks: tuple[Path, ...] = ()
+
+    @property
+    def defective(self) -> bool:
+        """Whether it shows a defect."""
+        return self.defect != "good"
+
+
+@dataclass
+class Listing:
+    """The files of one category, before any is read."""
+
+    name: str
+    root: Path
+    train: list[Path] = field(default_factory=list)
+    test: list[TestImage] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+
+    def note(self, kind: str, path: Path, message: str, fatal: bool) -> None:
+        """Add a finding; `path` lies below the category's root, or beside it."""
+        file = path.relative_to(self.root) if path.is_relative_to(self.root) else path
+        self.findings.append(
+            Finding.model_validate(
+                {
+                    "category": self.name,
+                    "kind": kind,
+                    # A name that is not UTF-8 is a finding of its own; it must be printable.
+                    "file": file.as_posix().encode(errors="backslashreplace").decode(),
+                    "message": message.encode(errors="backslashreplace").decode(),
+                    "fatal": fatal,
+                }
+            )
+        )
+
+
+def layout_of(folder: Path, root: Path) -> str | None:
+    """The layout that a category's folder looks like, None where it looks like none."""
+    if (folder / "Data" / "Images").is_dir() and (root / VISA_SPLIT).is_file():
+        return "visa"
+    if (folder / "train" / "ok").is_dir() or (folder / "test" / "ko").is_dir():
+        return "btad"
+    if any((folder / "test" / kind).is_dir() for kind in LOCO_DEFECTS):
+        return "loco"
+    if (folder / "train").is_dir() or (folder / "test").is_dir():
+        return "mvtec"
+    if (folder / "good").is_dir() and (folder / "defective").is_dir():
+        return "folders"
+    return None
+
+
+def list_category(folder: Path, root: Path, layout: str) -> Listing:
+    """List one category; EvaluatorError where the layout's own files cannot be read."""
+    listing = Listing(folder.name, folder)
+    _LISTERS[layout](listing, root)
+    return listing
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The folders in `folder` that are not hidden, by name."""
+    found = (path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else iter(())
+    return sorted(path for path in found if not path.name.startswith("."))
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The image files in `folder`, by name; hidden ones are not."""
+    found = folder.iterdir() if folder.is_dir() else iter(())
+    return sorted(
+        path for path in found if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    )
+
+
+def _mvtec(listing: Listing, root: Path) -> None:
+    _split(listing, good="good")
+
+
+def _btad(listing: Listing, root: Path) -> None:
+    _split(listing, good="ok")
+
+
+def _split(listing: Listing, good: str) -> None:
+    """train/<good>, test/<good>, test/<defect> with ground_truth/<defect>."""
+    folder = listing.root
+    listing.train += images_in(folder / "train" / good)
+    truth = folder / "ground_truth"
+    # Both sides, so that a lost folder of images shows by the masks it left behind.
+    kinds = {path.name for path in [*subfolders(folder / "test"), *subfolders(truth)]}
+    for kind in sorted(kinds):
+        images = images_in(folder / "test" / kind)
+        if kind == good:
+            listing.test += [TestImage(path, "good") for path in images]
+        else:
+            _with_masks(listing, kind, images, truth / kind, folder / "test" / kind)
+
+
+def _with_masks(
+    listing: Listing, defect: str, images: Iterable[Path], masks: Path, beside: Path
+) -> None:
+    """Add defective images with the masks of their stems, `<stem>_mask.*` or `<stem>.*`."""
+    by_stem: dict[str, list[Path]] = {}
+    for mask in images_in(masks):
+        by_stem.setdefault(mask.stem.removesuffix("_mask"), []).append(mask)
+    taken: dict[str, Path] = {}
+    for path in images:
+        found = by_stem.get(path.stem, [])
+        if found and path.stem in taken:
+            listing.note(
+                "mask_missing",
+                path,
+                f"has the same mask {found[0].name} as {taken[path.stem].name}; rename one of the "
+                "images, and give it a mask of its own",
+                fatal=True,
+            )
+        if len(found) > 1:
+            listing.note(
+                "mask_without_image",
+                found[1],
+                f"a second mask of {path.name} beside {found[0].name}; remove one",
+                fatal=True,
+            )
+        taken[path.stem] = path
+        listing.test.append(TestImage(path, defect, tuple(found[:1])))
+    for stem, surplus in by_stem.items():
+        if stem not in taken:
+            listing.note(
+                "mask_without_image",
+                surplus[0],
+                f"mask without image; expected {(beside / stem).relative_to(listing.root)}.*",
+                fatal=True,
+            )
+
+
+def _loco(listing: Listing, root: Path) -> None:
+    folder = listing.root
+    listing.train += images_in(folder / "train" / "good")
+    listing.test += [TestImage(path, "good") for path in images_in(folder / "test" / "good")]
+    truth = folder / "ground_truth"
+    kinds = {path.name for path in [*subfolders(folder / "test"), *subfolders(truth)]}
+    for kind in sorted(kinds - {"good"}):
+        images = images_in(folder / "test" / kind)
+        stems = {path.stem for path in images}
+        for path in images:
+            masks = images_in(truth / kind / path.stem)
+            listing.test.append(TestImage(path, kind, tuple(masks)))
+        for surplus in subfolders(truth / kind):
+            if surplus.name not in stems:
+                listing.note(
+                    "mask_without_image",
+                    surplus,
+                    f"masks without image; expected test/{kind}/{surplus.name}.png",
+                    fatal=True,
+                )
+
+
+def _visa(listing: Listing, root: Path) -> None:
+    """The rows of split_csv/1cls.csv: object, split, label, image, mask (paths from the root)."""
+    name = listing.name
+    for row in _visa_rows(root / VISA_SPLIT):
+        if row["object"] != name:
+            continue
+        path = root / row["image"]
+        if not path.is_file():
+            listing.note("unreadable", path, f"named by {VISA_SPLIT}, but not there", fatal=True)
+            continue
+        if row["split"] == "train":
+            listing.train.append(path)
+        elif row["label"] == "normal":
+            listing.test.append(TestImage(path, "good"))
+        else:
+            mask = root / row["mask"]
+            masks = (mask,) if row["mask"] and mask.is_file() else ()
+            listing.test.append(TestImage(path, "anomaly", masks))
+
+
+def _visa_rows(path: Path) -> Iterator[dict[str, str]]:
+    """The rows of the split; EvaluatorError for other columns and paths that leave the root."""
+    columns = ["object", "split", "label", "image", "mask"]
+    try:
+        if path.stat().st_size > MAX_CSV_BYTES:
+            raise EvaluatorError(f"{path}: larger than {MAX_CSV_BYTES} bytes, refused")
+        rows = list(csv.DictReader(path.read_text("utf-8").splitlines()))
+    except (OSError, ValueError, csv.Error) as error:
+        raise EvaluatorError(f"{path}: not readable as CSV ({error})") from None
+    for number, row in enumerate(rows, 2):
+        if list(row) != columns or None in row.values():
+            raise EvaluatorError(
+                f"{path}, line {number}: expected the columns {','.join(columns)} and nothing else"
+            )
+        for key in ("image", "mask"):
+            if Path(row[key]).is_absolute() or ".." in Path(row[key]).parts:
+                raise EvaluatorError(f"{path}, line {number}: {row[key]!r} leaves the folder")
+        known = {"split": ("train", "test"), "label": ("normal", "anomaly")}
+        for key, values in known.items():
+            if row[key] not in values:
+                raise EvaluatorError(
+                    f"{path}, line {number}: {key} is {row[key]!r}, expected {' or '.join(values)}"
+                )
+        yield row
+
+
+def _folders(listing: Listing, root: Path) -> None:
+    """good/ and defective/: a fixed fifth of the good photographs, by name, is for the test."""
+    folder = listing.root
+    good = images_in(folder / "good")
+    ranked = sorted(
+        good, key=lambda path: hashlib.sha256(path.name.encode(errors="replace")).digest()
+    )
+    tested = set(ranked[: max(1, len(good) // TEST_SHARE)])
+    listing.train += [path for path in good if path not in tested]
+    listing.test += [TestImage(path, "good") for path in good if path in tested]
+    defective = images_in(folder / "defective")
+    _with_masks(listing, "defective", defective, folder / "masks", folder / "defective")
+    listing.note(
+        "count",
+        folder / "good",
+        f"{len(listing.train)} good photographs to fit on, {len(tested)} to score: a fixed fifth, "
+        "chosen by the hash of the names",
+        fatal=False,
+    )
+
+
+_LISTERS: dict[str, Callable[[Listing, Path], None]] = {
+    "mvtec": _mvtec,
+    "btad": _btad,
+    "visa": _visa,
+    "loco": _loco,
+    "folders": _folders,
+}
