@@ -44,6 +44,9 @@ from evaluator.whitening import TILE_BYTES, Tree, make_tables, table_shapes
 
 MIN_FITTED = 2  # a covariance with ddof 1
 LARGEST_FLOAT16 = 65504.0
+BORDER_NOTE = (
+    "The protocol cuts the border off: defects there are not seen; --protocol full sees all."
+)
 SPLIT_STREAM = 1  # beside the stream of the dimensions, which is the seed alone
 
 
@@ -273,7 +276,7 @@ def score_files(
 def _fitted_lines(options: FitOptions, record: PadimModel) -> str:
     photographs, calibration = record.photographs, record.calibration
     above = sum(score > calibration.threshold for score in calibration.scores)
-    copies = f", {photographs.duplicates} copies left out" if photographs.duplicates else ""
+    copies = f" (copies left out: {photographs.duplicates})" if photographs.duplicates else ""
     size = sum((options.out / name).stat().st_size for name in (JSON_FILE, TENSORS_FILE))
     rate = calibration.false_reject_rate
     return "\n".join(
@@ -283,6 +286,7 @@ def _fitted_lines(options: FitOptions, record: PadimModel) -> str:
             f"A part is rejected when its score is above {calibration.threshold:.6g}.",
             f"A good part is rejected with a probability of at most {100 * rate:g} %: on average "
             "over such fits, for good parts photographed as these were.",
+            *([BORDER_NOTE] if record.protocol.crop_px else []),
             f"Of the {photographs.held_out} held out, {above} lie above it "
             f"({100 * above / photographs.held_out:.1f} %).",
         ]
