@@ -26,6 +26,7 @@ __all__ = ["LAYOUTS", "Category", "TestImage", "find_categories"]
 
 MIN_TRAIN_IMAGES = 2  # a covariance with ddof 1 needs two
 READERS = 4
+AT_ONCE = 16  # files in memory
 EXPECTED = (
     "train/good and test/ (MVTec AD, MVTec LOCO), train/ok and test/ko (BTAD), Data/Images beside "
     "split_csv/1cls.csv (VisA), or good/ and defective/"
@@ -65,9 +66,8 @@ def find_categories(root: Path, names: list[str] | None, layout: str = "auto") -
     """
     if not root.is_dir():
         raise EvaluatorError(f"{root}: no such folder; --data wants the folder of the categories")
-    if layout == "folders" or layout == "auto":
-        if layout_of(root, root) == "folders":
-            return [_read_category(root, _checked(list_category(root, root, "folders")), "folders")]
+    if layout in ("folders", "auto") and layout_of(root, root) == "folders":
+        return [_read_category(root, _checked(list_category(root, root, "folders")), "folders")]
     if (root / "train").is_dir() and (root / "test").is_dir():
         raise EvaluatorError(
             f"{root}: is itself a category; give the folder above it and --categories {root.name}"
@@ -136,18 +136,13 @@ def _read_category(root: Path, listing: Listing, layout: str) -> Category:
     masks = [mask for image in listing.test for mask in image.masks]
     files = list(dict.fromkeys([*photographs, *masks]))
     found: dict[Path, _File] = {}
-    with ThreadPoolExecutor(READERS) as pool:
-        read = pool.map(_read, files)
-        bar = tqdm(
-            zip(files, read, strict=True),
-            desc=f"checking {listing.name}",
-            total=len(files),
-            unit="img",
-            disable=None,
-            leave=False,
-        )
-        for path, (data, fault) in bar:
-            found[path] = _look(path, data, fault)
+    progress = {"desc": f"checking {listing.name}", "unit": "img", "disable": None, "leave": False}
+    with ThreadPoolExecutor(READERS) as pool, tqdm(total=len(files), **progress) as bar:
+        for start in range(0, len(files), AT_ONCE):
+            some = files[start : start + AT_ONCE]
+            for path, (data, fault) in zip(some, pool.map(_read, some), strict=True):
+                found[path] = _look(path, data, fault)
+            bar.update(len(some))
     for path, file in found.items():
         if file.fault:
             listing.note("unreadable", path, file.fault, fatal=True)

@@ -88,7 +88,7 @@ def layout_of(folder: Path, root: Path) -> str | None:
 
 def list_category(folder: Path, root: Path, layout: str) -> Listing:
     """List one category; EvaluatorError where the layout's own files cannot be read."""
-    listing = Listing(folder.name, folder)
+    listing = Listing(folder.name or folder.resolve().name, folder)
     _LISTERS[layout](listing, root)
     return listing
 
@@ -196,7 +196,7 @@ def _visa(listing: Listing, root: Path) -> None:
         if row["object"] != name:
             continue
         path = root / row["image"]
-        if not path.is_file():
+        if not row["image"] or not path.is_file():
             listing.note("unreadable", path, f"named by {VISA_SPLIT}, but not there", fatal=True)
             continue
         if row["split"] == "train":
@@ -224,8 +224,11 @@ def _visa_rows(path: Path) -> Iterator[dict[str, str]]:
                 f"{path}, line {number}: expected the columns {','.join(columns)} and nothing else"
             )
         for key in ("image", "mask"):
-            if Path(row[key]).is_absolute() or ".." in Path(row[key]).parts:
-                raise EvaluatorError(f"{path}, line {number}: {row[key]!r} leaves the folder")
+            parts = Path(row[key]).parts
+            if parts and (parts[0] != row["object"] or ".." in parts):
+                raise EvaluatorError(
+                    f"{path}, line {number}: {row[key]!r} does not lie below {row['object']!r}"
+                )
         known = {"split": ("train", "test"), "label": ("normal", "anomaly")}
         for key, values in known.items():
             if row[key] not in values:

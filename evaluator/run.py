@@ -181,7 +181,8 @@ def checked_findings(categories: Sequence[Category], protocol: Protocol) -> list
     fatal = [finding for finding in findings if finding.fatal]
     if fatal:
         more = f" (and {len(fatal) - 1} more, listed above)" if len(fatal) > 1 else ""
-        raise EvaluatorError(f"{fatal[0].file}: {fatal[0].message}{more}")
+        first = fatal[0]
+        raise EvaluatorError(f"{first.category}/{first.file}: {first.message}{more}")
     return findings
 
 
