@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 import io
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -147,9 +148,12 @@ def _key(report: Report) -> str:
         f'<span style="left:{100 * i / DECADES:g}%">{"≤ " * (i == DECADES)}{100 / 10**i:g} %</span>'
         for i in range(DECADES + 1)
     )
+    # Architectures name their layers differently: all names of the same place in the order.
+    names = itertools.zip_longest(*(backbone.layers for backbone in report.backbones))
     layers = "".join(
-        f'<span><i class="layer{place % 5}"></i>{escaped(layer)}</span>'
-        for place, layer in enumerate(report.backbones[0].layers)
+        f'<span><i class="layer{place % 5}"></i>'
+        f"{escaped(' / '.join(name for name in dict.fromkeys(same) if name))}</span>"
+        for place, same in enumerate(names)
     )
     return (
         '<div class="key"><div class="scale"><div class="ramp"></div>'

@@ -69,8 +69,9 @@ def write_figure6(path: Path, backbones: Sequence[str], panels: Sequence[Panel])
             if i == 0:
                 axes.set_title(titles[j], fontsize=7.5, pad=3, parse_math=False)
             if j == 0:
-                label = _wrapped(panel.label, cell, 2)  # of files: a $ in it is no formula
-                axes.set_ylabel(label, fontsize=6, labelpad=3, parse_math=False)
+                # Defect above file name; a $ in a file's name is no formula.
+                parts = [_wrapped(part, cell * 7.5 / 6, 1) for part in panel.label.split("/", 1)]
+                axes.set_ylabel("\n".join(parts), fontsize=6, labelpad=3, parse_math=False)
     _draw_categories(figure, shown, layout)
     _draw_key(figure, layout)
     buffer = io.BytesIO()
