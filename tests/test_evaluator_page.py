@@ -414,8 +414,8 @@ def test_picture_is_enlarged_and_left_with_its_neighbours(tab):
 
 @needs_chromium
 def test_wide_table_scrolls_in_its_own_frame(tab, tmp_path):
-    made = make_report(15, 4, seeds=5)
-    write_page(tmp_path / "wide.html", made, make_panels(made, every=5))
+    made = make_report(15, 4, seeds=5, images=3)
+    write_page(tmp_path / "wide.html", made, make_panels(made, every=3))
     tab.open((tmp_path / "wide.html").as_uri(), width=900)
     page = "document.documentElement"
     assert tab.run(f"{page}.scrollWidth <= {page}.clientWidth") is True
