@@ -8,6 +8,7 @@ from PIL import Image
 
 from evaluator.cli import main
 
+ARCH, LAYERS = "shufflenet_v2_x0_5", ("maxpool", "stage2")  # 56 x 56 and 28 x 28, small
 SIZE = (96, 64)  # width, height: not square on purpose
 
 
@@ -31,6 +32,13 @@ def run(*words: object) -> Result:
 
 def fit(normals: Path, out: Path, *more: object) -> Result:
     """`evaluator fit` with two layers of a random network; 5 of 20 held out, 1 of 5 rejected."""
-    words = ["--backbone", "random:resnet18", "--layers", "layer1,layer2", "--dims", "12"]
+    words = [
+        "--backbone",
+        "random:shufflenet_v2_x0_5",
+        "--layers",
+        "maxpool,stage2",
+        "--dims",
+        "12",
+    ]
     words += ["--false-reject-rate", "0.2", "--held-out", "0.25", "--device", "cpu"]
     return run("fit", "--normals", normals, "--out", out, *words, *more)

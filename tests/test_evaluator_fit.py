@@ -24,7 +24,7 @@ from evaluator.networks import build, make_network
 from evaluator.scorer import Scorer
 from evaluator.whitening import make_tables, make_tree
 from tests import naive
-from tests.inspection_models import fit, write_parts
+from tests.inspection_models import LAYERS, fit, write_parts
 
 CPU = torch.device("cpu")
 PAGE = Path(evaluator.__file__).with_name("MODEL.md").read_text(encoding="utf-8")
@@ -153,7 +153,13 @@ def test_scores_equal_the_slow_version(name, parts, request):
     words = np.random.Philox(key=[0, 1]).random_raw(20)
     held_out = set(np.argsort(words)[:5].tolist())
     network = make_network(
-        "again", build("resnet18"), ("layer1", "layer2"), (0.5,) * 3, (0.5,) * 3, 224, CPU
+        "again",
+        build("shufflenet_v2_x0_5"),
+        ("maxpool", "stage2"),
+        (0.5,) * 3,
+        (0.5,) * 3,
+        224,
+        CPU,
     )
     state = {k.removeprefix("backbone."): v for k, v in tensors.items() if "backbone." in k}
     network.extractor.load_state_dict(state, strict=False)
@@ -162,16 +168,16 @@ def test_scores_equal_the_slow_version(name, parts, request):
     with torch.inference_mode():
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
         outputs = network.extractor(images)
-    layers = [outputs[key].numpy() for key in ("layer1", "layer2")]
+    layers = [outputs[key].numpy() for key in LAYERS]
     if record.form == "features":
         for layer in layers:
             layer[:15] = layer[:15].astype(np.float16)
     rows = 2  # the slow version's time: the first rows of the finest grid
-    dims = [*record.layers[0].dims, *(64 + d for d in record.layers[1].dims)]
+    dims = [*record.layers[0].dims, *(24 + d for d in record.layers[1].dims)]
     cut = [layers[0][:, :, :rows], layers[1][:, :, : rows // 2]]
     distances = naive.padim_distances(cut, dims, 15, 0.01)
     with torch.inference_mode():
-        squares = inspector.scorer.squares([outputs["layer2"][15:], outputs["layer1"][15:]])
+        squares = inspector.scorer.squares([outputs["stage2"][15:], outputs["maxpool"][15:]])
     grid = squares[inspector.scorer.node].sqrt().T.reshape(5, 56, 56).numpy()
     np.testing.assert_allclose(grid[:, :rows], distances, rtol=1e-4)
     maps, scores = inspector(pixels[15:])
@@ -198,7 +204,7 @@ def test_fit_prints_the_promise_and_the_realised_rates(parts, tmp_path):
 def test_model_holds_no_layer_behind_the_last_one(model):
     keys = load_file(model / "model.safetensors").keys()
     assert {key.split(".")[1] for key in keys if key.startswith("backbone.")} == {
-        "conv1", "bn1", "layer1", "layer2",
+        "conv1", "stage2",
     }  # fmt: skip
 
 
@@ -222,7 +228,7 @@ def test_seed_draws_dims_and_held_out(parts, model, tmp_path):
         (["--held-out", "0.95"], "20 different photographs; .* so 30 in all"),
         (["--max-memory", "0.001"], "--max-memory: 15 photographs x 12 dimensions need"),
         (["--dims", "1"], "none of the drawn dimensions is in layer"),
-        (["--layers", "layer1,layer7"], "no layer 'layer7'"),
+        (["--layers", "maxpool,stage7"], "no layer 'stage7'"),
     ],
 )
 def test_fit_that_cannot_be_is_one_line(parts, tmp_path, more, line):
@@ -329,7 +335,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "half a json": (lambda f: (f / "model.json").write_text('{"format":'), "is the file cut"),
     "other bytes": (no_safetensors, "not a safetensors file"),
     "huge": (lambda f: amend(f, 2**40, "0" * 64), "key 'tensors.bytes'"),
-    "huge layer": (other_layer, "layer 'layer1' is 64 x 1000000 x 56, resnet18 gives 64 x 56 x 56"),
+    "huge layer": (
+        other_layer,
+        "layer 'maxpool' is 24 x 1000000 x 56, .* gives 24 x 56 x 56",
+    ),
     "surplus": (
         lambda f: rewrite(f, lambda t: t.update(more=torch.ones(1))),
         "tensor 'more' is surplus",
