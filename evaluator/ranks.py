@@ -67,7 +67,7 @@ def rank_pixels(
     """Sort the pixels of all test images and count.
 
     maps: float32 [T, S, S], finite; regions: int32 [T, S, S], 0 = none; defective: bool [T]. Peak
-    memory beside the arguments: 4 bytes per pixel and 50 per positive pixel. Raises EvaluatorError
+    memory beside the arguments: 4 bytes per pixel and 80 per positive pixel. Raises EvaluatorError
     without positive or negative pixels, and for a good image with positive ones.
     """
     negatives, starts = _sorted_negatives(maps, regions)
