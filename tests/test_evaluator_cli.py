@@ -270,7 +270,7 @@ def test_scores_equal_the_slow_version(tmp_path):
         (["--data", "nowhere"], 1, "Error: nowhere: no such folder"),
         (["--backbone", "random:resnet99"], 1, "did you mean 'resnet"),
         (["--categories", "nut"], 1, "--categories knows bolt, bottle"),
-        (["--max-memory", "0.000001"], 1, "--max-memory: one position of 10 images x 12"),
+        (["--max-memory", "0.000001"], 1, "--max-memory: 10 images x 12 dimensions need"),
         (["--dims", "193"], 1, "193 dimensions wanted"),
         (["--learning-curve", "1,5"], 2, "--learning-curve '1,5': 1 is below 2"),
         (["--learning-curve", "x"], 2, "expected whole numbers"),
