@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from evaluator.panels import Panel
 from evaluator.protocols import PAPER, protocol_sha256
 from evaluator.report import Report
 
@@ -19,6 +21,7 @@ PAPER_CATEGORIES = (
     *("grid", "hazelnut", "leather", "screw", "toothbrush", "transistor", "zipper"),
 )
 FPR = [0.0, *np.round(np.logspace(-4, 0, 41), 8).tolist()]
+PANEL_SIZE = 32
 LAYERS = ["layer1", "layer2", "layer3"]
 
 
@@ -82,6 +85,30 @@ def make_report(
             ],
         }
     )
+
+
+def make_panels(report: Report, every: int = 1) -> list[Panel]:
+    """Noise for photographs and maps, a square for the truth."""
+    rng = np.random.default_rng(0)
+    panels = []
+    for record in report.categories:
+        for index, image in list(enumerate(record.images))[::every]:
+            mask = np.zeros((PANEL_SIZE, PANEL_SIZE), np.bool_)
+            mask[8:20, 10:18] = True
+            panels.append(
+                Panel(
+                    category=record.category,
+                    image_index=index,
+                    label=f"{image.defect}/{Path(image.file).name}",
+                    image=rng.integers(0, 256, (PANEL_SIZE, PANEL_SIZE, 3), np.uint8),
+                    mask=mask if image.regions else None,
+                    levels=[
+                        rng.integers(0, 256, (PANEL_SIZE, PANEL_SIZE), np.uint8)
+                        for _ in report.backbones
+                    ],
+                )
+            )
+    return panels
 
 
 def _names(wanted: int | Sequence[str], some: Sequence[str]) -> list[str]:

@@ -18,35 +18,11 @@ from evaluator.page import page as page_of
 from evaluator.page import write_page
 from evaluator.page_numbers import pointer, probability, signed
 from evaluator.page_panels import choose, disagreement, map_url, outline, palette
-from evaluator.panels import Panel
 from evaluator.report import Report
 from evaluator.table import paper_table
-from tests.chromium import chromium, find_chromium
-from tests.reports_by_hand import make_report
+from tests.reports_by_hand import make_panels, make_report
 
 HOSTILE = "</script><script>document.title='taken'</script>\"'><img src=x onerror=alert(1)>&amp;"
-SIZE = 32
-
-
-def make_panels(report: Report, every: int = 1) -> list[Panel]:
-    """Noise for photographs and maps, a square for the truth."""
-    rng = np.random.default_rng(0)
-    panels = []
-    for record in report.categories:
-        for index, image in list(enumerate(record.images))[::every]:
-            mask = np.zeros((SIZE, SIZE), np.bool_)
-            mask[8:20, 10:18] = True
-            panels.append(
-                Panel(
-                    category=record.category,
-                    image_index=index,
-                    label=f"{image.defect}/{Path(image.file).name}",
-                    image=rng.integers(0, 256, (SIZE, SIZE, 3), np.uint8),
-                    mask=mask if image.regions else None,
-                    levels=[rng.integers(0, 256, (SIZE, SIZE), np.uint8) for _ in report.backbones],
-                )
-            )
-    return panels
 
 
 class Reader(HTMLParser):
@@ -327,100 +303,3 @@ def test_forms_of_numbers():
     assert (signed(0.04), signed(-0.04), signed(1.25), signed(-3)) == ("0.0", "0.0", "+1.2", "−3.0")
     assert (probability(0.0004), probability(0.0316)) == ("< 0.001", "0.032")
     assert pointer(("a/b", 0, "c~d")) == "/a~1b/0/c~0d"
-
-
-# In the browser.
-
-needs_chromium = pytest.mark.skipif(
-    find_chromium() is None, reason="no Chromium on this machine: apt-get install chromium"
-)
-MEANS = "[...document.querySelectorAll('.metric:not([hidden]) .main tbody:not(.others) tr')]"
-COLUMN = ".metric:not([hidden]) .main th[data-column='1']"
-
-
-@pytest.fixture(scope="module")
-def tab(file: Path, tmp_path_factory: pytest.TempPathFactory):
-    with chromium(tmp_path_factory.mktemp("profile")) as opened:
-        opened.open(file.as_uri())
-        yield opened
-
-
-@needs_chromium
-def test_all_pictures_load_and_nothing_is_asked_for(tab, report):
-    tab.run("document.querySelectorAll('img').forEach(e => { e.loading = 'eager'; })")
-    tab.run("Promise.all([...document.images].map(e => e.decode()))")
-    widths = tab.run("[...document.images].map(e => e.complete ? e.naturalWidth : 0)")
-    images = sum(len(record.images) for record in report.categories)
-    assert widths == [SIZE] * images * (len(report.backbones) + 1)
-    assert tab.errors == []
-    assert "taken" not in tab.run("document.title")
-
-
-@needs_chromium
-def test_click_on_a_head_sorts_both_ways(tab):
-    values = f"{MEANS}.map(e => Number(e.cells[1].dataset.sort))"
-    before = tab.run(values)
-    tab.click(f"{COLUMN} button")
-    assert tab.run(values) == sorted(before, reverse=True)
-    assert tab.run(f'document.querySelector("{COLUMN}").ariaSort') == "descending"
-    tab.click(f"{COLUMN} button")
-    assert tab.run(values) == sorted(before)
-    assert tab.run(f'document.querySelector("{COLUMN}").ariaSort') == "ascending"
-    names = f"{MEANS}.map(e => e.cells[0].dataset.sort)"
-    tab.click(".metric:not([hidden]) .main th[data-column='0'] button")
-    assert tab.run(names) == tab.run(f"{names}.sort((a, b) => a.localeCompare(b))")
-    assert tab.run(f'document.querySelector("{COLUMN}").ariaSort') == "none"
-    assert tab.run("document.activeElement.tagName") == "BUTTON"  # the keyboard gets there too
-
-
-@needs_chromium
-def test_metric_is_chosen(tab):
-    tab.run(
-        "(() => { const e = document.getElementById('metric'); e.value = 'image_auroc';"
-        "e.dispatchEvent(new Event('change')); })()"
-    )
-    shown = tab.run(
-        "[...document.querySelectorAll('.metric')].filter(e => e.offsetParent)"
-        ".map(e => e.dataset.metric)"
-    )
-    assert shown == ["image_auroc"]
-
-
-@needs_chromium
-def test_filters_leave_what_was_chosen(tab):
-    chosen = (
-        "(() => { for (const [id, value] of [['category', %s], ['defect', %s]]) {"
-        "const e = document.getElementById(id); e.value = value;"
-        "e.dispatchEvent(new Event('change')); }"
-        "return [document.getElementById('count').textContent,"
-        "[...document.querySelectorAll('.category')].filter(e => e.offsetParent).length]; })()"
-    )
-    assert tab.run(chosen % ("'c1'", "'hole'")) == ["2 images", 1]
-    assert tab.run(chosen % ("''", "'good'")) == ["8 images", 4]
-    assert tab.run(chosen % ("''", "''")) == ["24 images", 4]
-
-
-@needs_chromium
-def test_picture_is_enlarged_and_left_with_its_neighbours(tab):
-    tab.click(".panel:nth-of-type(1) figure:nth-child(3) .frame")
-    assert tab.run("document.querySelector('dialog').open") is True
-    first = tab.run("document.querySelector('dialog img').src")
-    tab.press("ArrowRight")
-    assert tab.run("document.querySelector('dialog img').src") != first
-    tab.click("dialog figcaption")
-    assert tab.run("document.querySelector('dialog').open") is False
-    assert tab.errors == []
-
-
-@needs_chromium
-def test_wide_table_scrolls_in_its_own_frame(tab, tmp_path):
-    made = make_report(15, 4, seeds=5, images=3)
-    write_page(tmp_path / "wide.html", made, make_panels(made, every=3))
-    tab.open((tmp_path / "wide.html").as_uri(), width=900)
-    page = "document.documentElement"
-    assert tab.run(f"{page}.scrollWidth <= {page}.clientWidth") is True
-    frame = "document.querySelector('.metric .scroll')"
-    assert tab.run(f"{frame}.scrollWidth > {frame}.clientWidth") is True
-    seen = np.asarray(Image.open(io.BytesIO(tab.screenshot())).convert("RGB"))
-    assert seen.std() > 10  # something is on the screen
-    assert tab.errors == []
