@@ -7,24 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from evaluator.errors import EvaluatorError
-from evaluator.gaussians import ROOT_CELLS, repeated_index
+from evaluator.gaussians import Form, columns_at_once, repeated_index
 
 Shape = tuple[int, int, int]  # channels, height, width
 # What allocators keep beside the arrays that are counted, per tile at work.
 KEPT_SHARE, KEPT_BYTES = 0.05, 12 * 2**20
-FORMS: tuple[Literal["dual", "primal"], ...] = ("dual", "primal")
+FORMS: tuple[Form, ...] = ("dual", "primal")
+Index = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Plan:
     """How to score; `flops` of all seeds, `peak_bytes` beyond the features that are in memory."""
 
-    form: Literal["dual", "primal"]
+    form: Form
     tile_rows: int
     workers: int
     peak_bytes: int
@@ -33,11 +34,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Level:
-    """Sizes of one layer on tiles of `rows` rows: cells visited, cells in one batch."""
+    """One layer's cells; one that the edge of a tile or of a coarser cell cuts counts twice."""
 
     dims: int
-    cells: int  # over the whole grid; a cell cut by a tile's edge counts twice
-    batch: int
+    cells: int  # over the whole grid
+    batch: int  # at once
 
 
 def finest_grid(shapes: Sequence[Shape]) -> tuple[int, int]:
@@ -84,8 +85,10 @@ def make_plan(
     coarsest = min(shape[1] for shape in shapes)
     plans = []
     for rows in range(1, -(-height // coarsest) + 1):
-        levels = [_levels(shapes, dims, rows) for dims in dims_per_seed]
         for form in FORMS:
+            levels = [
+                _levels(form, shapes, dims, rows, train, train + test) for dims in dims_per_seed
+            ]
             flops = sum(_flops(form, each, train, test) for each in levels)
             work = max(_work_bytes(form, each, train, test) for each in levels)
             tile = work + _read_bytes(shapes, dims_per_seed, rows, images)
@@ -106,38 +109,47 @@ def make_plan(
     return min(fitting, key=lambda plan: plan[:2])[2]
 
 
-def _levels(shapes: Sequence[Shape], dims: Sequence[int], tile_rows: int) -> list[_Level]:
+def _levels(
+    form: Form,
+    shapes: Sequence[Shape],
+    dims: Sequence[int],
+    tile_rows: int,
+    train: int,
+    images: int,
+) -> list[_Level]:
+    """The layers with chosen channels, the coarsest first, on tiles of `tile_rows` rows."""
     height, width = finest_grid(shapes)
-    row_keys = [np.arange(height) // tile_rows]
-    column_keys = [np.zeros(width, np.int64)]
+    chosen = chosen_channels(shapes, dims)
+    tiles = np.arange(height) // tile_rows
+    rows = [repeated_index(height, shapes[index][1]) for index, _ in chosen]
+    columns = [repeated_index(width, shapes[index][2]) for index, _ in chosen]
+    sizes = [
+        (_widest(tiles, own) * shapes[index][2], len(channels))
+        for (index, channels), own in zip(chosen, rows, strict=True)
+    ]
+    steps = columns[0] // columns_at_once(form, sizes, shapes[chosen[0][0]][2], train, images)
     levels = []
-    for index, channels in chosen_channels(shapes, dims):
-        rows = repeated_index(height, shapes[index][1])
-        columns = repeated_index(width, shapes[index][2])
-        batch = _widest(row_keys, rows) * _widest(column_keys, columns)
-        if not levels:  # the root walks over its columns in steps
-            batch = min(batch, max(ROOT_CELLS, _widest(row_keys, rows)))
-        row_keys.append(rows)
-        column_keys.append(columns)
-        cells = _distinct(row_keys) * _distinct(column_keys)
-        levels.append(_Level(len(channels), cells, batch))
+    for depth, (_, channels) in enumerate(chosen, 1):
+        down, across = _counts([tiles, *rows[:depth]]), _counts([steps, *columns[:depth]])
+        cells = sum(down) * sum(across)
+        levels.append(_Level(len(channels), cells, max(down) * max(across)))
     return levels
 
 
-def _distinct(keys: Sequence[np.ndarray]) -> int:
-    return len(np.unique(np.stack(keys), axis=1).T)
+def _counts(keys: Sequence[Index]) -> list[int]:
+    """For each value of the first of `keys`, how many combinations with the others there are."""
+    combinations = np.unique(np.stack(keys), axis=1)
+    return np.unique(combinations[0], return_counts=True)[1].tolist()
 
 
-def _widest(keys: Sequence[np.ndarray], index: np.ndarray) -> int:
-    """The most cells of a layer (by `index`) that positions with equal `keys` read."""
-    _, block = np.unique(np.stack(keys), axis=1, return_inverse=True)
-    return max(
-        int(index[block == each].max() - index[block == each].min()) + 1
-        for each in range(int(block.max()) + 1)
-    )
+def _widest(tiles: Index, rows: Index) -> int:
+    """The most rows of a layer that one tile reads."""
+    firsts = np.flatnonzero(np.diff(tiles, prepend=-1))
+    lasts = np.append(firsts[1:], len(tiles)) - 1
+    return int((rows[lasts] - rows[firsts]).max()) + 1
 
 
-def _flops(form: str, levels: Sequence[_Level], train: int, test: int) -> int:
+def _flops(form: Form, levels: Sequence[_Level], train: int, test: int) -> int:
     """Multiplications and additions as evaluator/gaussians.py does them."""
     both = train + test
     factor = train**3 / 3 + train * train * test
@@ -158,7 +170,7 @@ def _flops(form: str, levels: Sequence[_Level], train: int, test: int) -> int:
     return int(total)
 
 
-def _work_bytes(form: str, levels: Sequence[_Level], train: int, test: int) -> int:
+def _work_bytes(form: Form, levels: Sequence[_Level], train: int, test: int) -> int:
     """Most float64 arrays at once: those carried down by coarser layers, and a level's own."""
     both = train + test
     carried = peak = before = 0
@@ -167,14 +179,14 @@ def _work_bytes(form: str, levels: Sequence[_Level], train: int, test: int) -> i
         x = both * d
         if form == "primal":
             kept = 0 if last else (before + d) * both
-            own = 2 * x + (d * both + before * d) + 3 * d * d + kept
+            own = 2 * before * d + 3 * d * (test if last else both) + 3 * d * d + kept
         elif last and depth > 0 and d < train:
             kept = 0
-            own = 2 * x + train * d + 3 * d * d + 2 * test * d
+            own = 2 * train * d + 3 * d * d + 3 * test * d
         else:
             kept = train * both + train * train + train * test
-            own = 2 * x + kept + train * train + train * test
-        peak = max(peak, carried + level.batch * own)
+            own = kept + train * train + train * test
+        peak = max(peak, carried + level.batch * (own + x))
         carried += level.batch * (kept + x)
         before += d
     return 8 * peak
@@ -185,8 +197,8 @@ def _read_bytes(
 ) -> int:
     """float32 features of a tile: all channels once, and the chosen ones of one seed."""
     height, _ = finest_grid(shapes)
-    keys = [np.arange(height) // tile_rows]
-    row_values = [_widest(keys, repeated_index(height, h)) * w for _, h, w in shapes]
+    tiles = np.arange(height) // tile_rows
+    row_values = [_widest(tiles, repeated_index(height, h)) * w for _, h, w in shapes]
     read = sum(shape[0] * values for shape, values in zip(shapes, row_values, strict=True))
     taken = 0
     for dims in dims_per_seed:
