@@ -61,3 +61,17 @@ def clopper_pearson(hits: int, trials: int, level: float = 0.95) -> tuple[float,
     low = float(beta.ppf(tail, hits, trials - hits + 1)) if hits else 0.0
     high = float(beta.ppf(1 - tail, hits + 1, trials - hits)) if hits < trials else 1.0
     return low, high
+
+
+def chance(rejected: int, trials: int, held_out: int, rate: float) -> float:
+    """The probability of `rejected` or more of `trials` good parts, all exchangeable with held out.
+
+    Exact without ties: the number is beta-binomial, for the threshold is drawn as well.
+
+    >>> chance(1, 1, 19, 0.05)  # the next part above the largest of 19
+    0.05
+    """
+    from scipy.stats import betabinom
+
+    rank = rank_of_threshold(held_out, rate)
+    return round(float(betabinom.sf(rejected - 1, trials, held_out + 1 - rank, rank)), 12)

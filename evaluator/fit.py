@@ -47,6 +47,7 @@ LARGEST_FLOAT16 = 65504.0
 BORDER_NOTE = (
     "The protocol cuts the border off: defects there are not seen; --protocol full sees all."
 )
+UNLIKELY = 0.01
 SPLIT_STREAM = 1  # beside the stream of the dimensions, which is the seed alone
 
 
@@ -126,7 +127,7 @@ def fit(options: FitOptions) -> str:
     record = save_model(options.out, record, tensors)
     lines = [_fitted_lines(options, record)]
     if options.check is not None:
-        lines.append(_check_line(scorer, options, split, calibration.threshold))
+        lines.append(_check_line(scorer, options, split, record))
     return "\n".join(lines)
 
 
@@ -293,7 +294,7 @@ def _fitted_lines(options: FitOptions, record: PadimModel) -> str:
     )
 
 
-def _check_line(scorer: Scorer, options: FitOptions, split: Split, threshold: float) -> str:
+def _check_line(scorer: Scorer, options: FitOptions, split: Split, record: PadimModel) -> str:
     """How many of --check are rejected, with an interval; those of --normals are left out."""
     assert options.check is not None
     found = find_photographs(options.check)
@@ -302,10 +303,21 @@ def _check_line(scorer: Scorer, options: FitOptions, split: Split, threshold: fl
     if not paths:
         raise EvaluatorError(f"{options.check}: no photographs to check with{known}")
     scores = score_files(scorer, paths, options, "check")
-    rejected = sum(score > threshold for score in scores)
+    rejected = sum(score > record.calibration.threshold for score in scores)
     low, high = conformal.clopper_pearson(rejected, len(paths))
-    return (
+    calibration = record.calibration
+    chance = conformal.chance(
+        rejected, len(paths), len(calibration.scores), calibration.false_reject_rate
+    )
+    line = (
         f"Of {len(paths)} in {options.check}{known if len(paths) < len(found) else ''}, {rejected} "
         f"are rejected ({100 * rejected / len(paths):.1f} %; 95 % interval {100 * low:.1f} to "
         f"{100 * high:.1f} %)."
+    )
+    if chance >= UNLIKELY:
+        return line
+    return (
+        f"{line}\nSo many have a probability of {chance:.1e} where photographs are like --normals: "
+        "these differ from them, and the promise does not hold for such ones. Photograph good "
+        "parts as they will be inspected, and fit again."
     )

@@ -93,6 +93,25 @@ def test_clopper_pearson_is_the_printed_table():
     assert conformal.clopper_pearson(20, 20) == pytest.approx((0.83157, 1), abs=1e-5)
 
 
+def test_chance_of_so_many_rejected_by_hand():
+    # Threshold: the largest of 3. Two new parts both above it: 2 x 1 of 5 x 4; at least one: 2 / 5.
+    assert conformal.chance(2, 2, 3, 0.25) == pytest.approx(0.1)
+    assert conformal.chance(1, 2, 3, 0.25) == pytest.approx(0.4)
+    assert conformal.chance(0, 2, 3, 0.25) == 1
+
+
+def test_check_that_differs_from_normals_is_told(parts, tmp_path):
+    check = write_parts(tmp_path / "check", 3, seed=5, defect=True)
+    result = fit(parts, tmp_path / "out", "--check", check)
+    assert "3 are rejected (100.0 %; 95 % interval 29.2 to 100.0 %)" in result.stdout
+    # 3 of 3 above the largest of 5: 3! 5! / 8! = 1/56 is not below 1 %, four are: 1/126.
+    assert "these differ" not in result.stdout
+    write_parts(check, 4, seed=6, defect=True)
+    result = fit(parts, tmp_path / "out", "--check", check)
+    assert "So many have a probability of 7.9e-03" in result.stdout
+    assert "the promise does not hold for such ones" in result.stdout
+
+
 class Features(torch.nn.Module):
     """A network for the scorer that is asked for maps of given features only."""
 
