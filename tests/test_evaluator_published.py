@@ -4,10 +4,23 @@ import pytest
 
 from evaluator.published import published
 
-MVTEC_AD = (
-    "bottle cable capsule carpet grid hazelnut leather metal_nut pill screw tile toothbrush "
-    "transistor wood zipper"
-).split()
+MVTEC_AD = [
+    "bottle",
+    "cable",
+    "capsule",
+    "carpet",
+    "grid",
+    "hazelnut",
+    "leather",
+    "metal_nut",
+    "pill",
+    "screw",
+    "tile",
+    "toothbrush",
+    "transistor",
+    "wood",
+    "zipper",
+]
 
 
 @pytest.mark.parametrize(
