@@ -116,6 +116,7 @@ def make_tables(
         tables.append(Tables(mean.float(), torch.empty(rows), torch.empty(led)))
     step = _dual_level if dual else _primal_level
 
+    @torch.inference_mode()  # of each thread: the caller's does not reach it
     def tile(ranges: list[tuple[int, int]]) -> None:
         state: State = ()
         for k, (first, last) in enumerate(ranges):
