@@ -79,7 +79,16 @@ def load_image(path: Path, protocol: Protocol, data: bytes | None = None) -> npt
         square = image.convert("RGB").resize(side, RESAMPLING[protocol.interpolation])
     except DAMAGE as error:
         raise _unreadable(path, error) from None
-    return _centre(np.asarray(square), protocol.crop_px)
+    return centre_crop(np.asarray(square), protocol.crop_px)
+
+
+def load_pixels(path: Path) -> npt.NDArray[np.uint8]:
+    """The photograph at its own size: uint8 [height, width, 3], RGB."""
+    image = _open(read_file(path), path)
+    try:
+        return np.asarray(image.convert("RGB"))
+    except DAMAGE as error:
+        raise _unreadable(path, error) from None
 
 
 def load_mask(paths: Sequence[Path], protocol: Protocol) -> npt.NDArray[np.bool_]:
@@ -88,19 +97,22 @@ def load_mask(paths: Sequence[Path], protocol: Protocol) -> npt.NDArray[np.bool_
     Defective where any channel of any of the masks is above 0, then resized by the protocol's
     rule, then cropped. No masks: nothing is defective.
     """
-    resize_px = protocol.resize_px
-    union = np.zeros((resize_px, resize_px), np.bool_)
+    union = np.zeros((protocol.resize_px, protocol.resize_px), np.bool_)
     for path in paths:
-        defective: npt.NDArray[np.bool_] = mask_values(path).max(axis=-1) > 0
-        rows = _nearest(defective.shape[0], protocol)
-        columns = _nearest(defective.shape[1], protocol)
-        union |= defective[np.ix_(rows, columns)]
-    return _centre(union, protocol.crop_px)
+        union |= resize_mask(mask_values(path).max(axis=-1) > 0, protocol)
+    return centre_crop(union, protocol.crop_px)
 
 
-def mask_values(path: Path) -> npt.NDArray[np.uint8]:
-    """The pixels of a mask file as they are: uint8 [height, width, 1 or 3]."""
-    image = _open(read_file(path), path)
+def resize_mask(defective: npt.NDArray[np.bool_], protocol: Protocol) -> npt.NDArray[np.bool_]:
+    """The ground truth bool [height, width] as bool [resize, resize], not yet cropped."""
+    rows = _nearest(defective.shape[0], protocol)
+    columns = _nearest(defective.shape[1], protocol)
+    return defective[np.ix_(rows, columns)]
+
+
+def mask_values(path: Path, data: bytes | None = None) -> npt.NDArray[np.uint8]:
+    """The pixels of a mask file as they are: uint8 [height, width, 1 or 3]; `data` as above."""
+    image = _open(read_file(path) if data is None else data, path)
     try:
         values = np.asarray(image if image.mode in ("1", "L") else image.convert("RGB"), np.uint8)
     except DAMAGE as error:
@@ -138,7 +150,8 @@ def _unreadable(path: Path, error: BaseException) -> EvaluatorError:
     return EvaluatorError(f"{path}: not a readable image ({reason}); replace or remove the file")
 
 
-def _centre(pixels: npt.NDArray[ScalarT], crop_px: int) -> npt.NDArray[ScalarT]:
+def centre_crop(pixels: npt.NDArray[ScalarT], crop_px: int) -> npt.NDArray[ScalarT]:
+    """The middle `crop_px` rows and columns of a square; 0: all."""
     if crop_px == 0:
         return pixels
     start = (pixels.shape[0] - crop_px) // 2

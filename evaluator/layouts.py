@@ -56,19 +56,23 @@ class Listing:
 
     def note(self, kind: str, path: Path, message: str, fatal: bool) -> None:
         """Add a finding; `path` lies below the category's root, or beside it."""
-        file = path.relative_to(self.root) if path.is_relative_to(self.root) else path
         self.findings.append(
             Finding.model_validate(
                 {
                     "category": self.name,
                     "kind": kind,
-                    # A name that is not UTF-8 is a finding of its own; it must be printable.
-                    "file": file.as_posix().encode(errors="backslashreplace").decode(),
+                    "file": file_name(path, self.root),
                     "message": message.encode(errors="backslashreplace").decode(),
                     "fatal": fatal,
                 }
             )
         )
+
+
+def file_name(path: Path, root: Path) -> str:
+    """How findings name a file: from the category's root, printable even if it is not UTF-8."""
+    file = path.relative_to(root) if path.is_relative_to(root) else path
+    return file.as_posix().encode(errors="backslashreplace").decode()
 
 
 def layout_of(folder: Path, root: Path) -> str | None:
