@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import rankdata
 
 from evaluator.cells import shown_levels
 from evaluator.datasets import Category
 from evaluator.images import load_image, load_mask
+from evaluator.page_panels import disagreement
 from evaluator.panels import Panel
 from evaluator.protocols import Protocol
-from evaluator.report import CategoryRecord, Report, Scores
+from evaluator.report import CategoryRecord, Report
 
 PAGE_PANELS = 20  # a category, on the page
 FIGURE_PANELS = 4  # and in figure 6
@@ -46,8 +46,8 @@ def choose_panels(report: Report, categories: Sequence[Category], out: Path) -> 
             place = shown.index(image)
             return _panel(category, image, report.protocol, [maps[place] for maps in levels])
 
-        disagreement = disagreements(cells, shown)
-        ordered = sorted(shown, key=lambda image: (-disagreement[image], image))
+        apart = {image: disagreement(cells, image) for image in shown}
+        ordered = sorted(shown, key=lambda image: apart[image], reverse=True)
         page += [panel(image) for image in ordered[:PAGE_PANELS]]
         figure += [panel(image) for image in examples(record, shown)]
     return Panels(page, figure)
@@ -63,26 +63,6 @@ def _panel(category: Category, image: int, protocol: Protocol, levels: list[np.n
         mask=load_mask(found.masks, protocol) if found.masks else None,
         levels=levels,
     )
-
-
-def disagreements(cells: Sequence[Scores], shown: Sequence[int]) -> dict[int, float]:
-    """How far the backbones are apart on each image: the spread of its pixel AUROC.
-
-    Where an image has no mask, the spread of the place of its score among the category's, first
-    seed: 0 = lowest, 1 = highest.
-    """
-    places = []
-    for cell in cells:
-        scores = [image.score[0] for image in cell.images]
-        places.append((rankdata(scores) - 1) / max(1, len(scores) - 1))
-    found = {}
-    for image in shown:
-        values = [cell.images[image].pixel_auroc for cell in cells]
-        known = [value for value in values if value is not None]
-        if len(known) < len(cells):
-            known = [float(place[image]) for place in places]
-        found[image] = max(known) - min(known)
-    return found
 
 
 def examples(record: CategoryRecord, shown: Sequence[int]) -> list[int]:

@@ -271,7 +271,7 @@ def _cell_config(
         versions=used,
         protocol=protocol,
         seeds=options.seeds,
-        feature_dtype=options.feature_dtype,  # type: ignore[arg-type]
+        feature_dtype=options.feature_dtype,
         category_sha256=category.sha256,
         arch=backbone.record.arch,
         weights_sha256=backbone.record.weights_sha256,
@@ -326,7 +326,7 @@ def _report(
         protocol=options.protocol,
         protocol_sha256=protocol_sha256(options.protocol),
         seeds=options.seeds,
-        feature_dtype=options.feature_dtype,  # type: ignore[arg-type]
+        feature_dtype=options.feature_dtype,
         bootstrap=options.bootstrap,
         backbones=[backbone.record for backbone in backbones],
         dims=_distinct_dims(backbones),

@@ -168,12 +168,12 @@ def _printed_elsewhere(
     if metric == "pixel_auroc" and any(name in paper_table().values for name in categories):
         for index, column in enumerate(paper_table().columns):
             columns[f"paper: {column}"] = {
-                name: values[index] for name, values in paper_table().values.items()
+                name: printed[index] for name, printed in paper_table().values.items()
             }
     for entry in report.published:
         if entry.metric == metric:
-            column = columns.setdefault(f"{entry.source}, {entry.arch}", {})
-            column[entry.category] = entry.value
+            values = columns.setdefault(f"{entry.source}, {entry.arch}", {})
+            values[entry.category] = entry.value
     return columns
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from evaluator.datasets import Category, TestImage
 
 from evaluator.cells import choose_shown
-from evaluator.gallery import disagreements, examples
+from evaluator.gallery import examples
 from tests.reports_by_hand import make_report
 
 
@@ -59,24 +59,3 @@ def test_four_kinds_of_defect_are_all_shown_by_their_middle_one():
 def test_few_kinds_of_defect_are_shown_in_turn():
     assert examples(record_of({"bent": [9, 1, 5], "cut": [7]}), range(4)) == [2, 3, 1, 0]
     assert examples(record_of({"cut": [7]}), range(1)) == [0]
-
-
-def test_disagreement_is_the_spread_of_an_images_pixel_auroc():
-    report = make_report(categories=1, backbones=2)
-    a, b = report.scores
-    image = a.images[-1]
-    a = a.model_copy(update={"images": [image.model_copy(update={"pixel_auroc": 0.75})]})
-    b = b.model_copy(update={"images": [image.model_copy(update={"pixel_auroc": 0.5})]})
-    assert disagreements([a, b], [0]) == {0: 0.25}
-
-
-def test_disagreement_without_masks_is_the_spread_of_places():
-    report = make_report(categories=1, backbones=2, masks=False)
-    image = report.scores[0].images[0].model_copy(update={"pixel_auroc": None})
-    cells = [
-        cell.model_copy(
-            update={"images": [image.model_copy(update={"score": [score]}) for score in scores]}
-        )
-        for cell, scores in zip(report.scores, ([1.0, 2.0, 3.0], [3.0, 2.0, 1.0]), strict=True)
-    ]
-    assert disagreements(cells, [0, 1]) == {0: 1.0, 1: 0.0}
