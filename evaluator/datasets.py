@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,8 @@ from evaluator.layouts import (
     LAYOUTS,
     Listing,
     TestImage,
-    layout_of,
+    file_name,
+    layouts_of,
     list_category,
     subfolders,
 )
@@ -27,10 +28,13 @@ __all__ = ["LAYOUTS", "Category", "TestImage", "find_categories"]
 MIN_TRAIN_IMAGES = 2  # a covariance with ddof 1 needs two
 READERS = 4
 AT_ONCE = 16  # files in memory
-EXPECTED = (
-    "train/good and test/ (MVTec AD, MVTec LOCO), train/ok and test/ko (BTAD), Data/Images beside "
-    "split_csv/1cls.csv (VisA), or good/ and defective/"
-)
+EXPECTED = {
+    "mvtec": "train/good and test/",
+    "btad": "train/ok and test/ko",
+    "visa": "Data/Images, and split_csv/1cls.csv beside the categories",
+    "loco": "train/good and test/logical_anomalies or test/structural_anomalies",
+    "folders": "good/ and defective/",
+}
 
 
 @dataclass(frozen=True)
@@ -66,28 +70,56 @@ def find_categories(root: Path, names: list[str] | None, layout: str = "auto") -
     """
     if not root.is_dir():
         raise EvaluatorError(f"{root}: no such folder; --data wants the folder of the categories")
-    if layout in ("folders", "auto") and layout_of(root, root) == "folders":
-        return [_read_category(root, _checked(list_category(root, root, "folders")), "folders")]
-    if (root / "train").is_dir() and (root / "test").is_dir():
+    if layout in ("folders", "auto") and layouts_of(root, root) == ["folders"]:
+        itself = list_category(root, root, "folders")
+        if names not in (None, [itself.name]):
+            raise EvaluatorError(
+                f"{root}: is itself a category, and --categories can only be {itself.name}"
+            )
+        return [_read_category(root, _checked(itself), "folders")]
+    if layouts_of(root, root.parent):
         raise EvaluatorError(
             f"{root}: is itself a category; give the folder above it and --categories {root.name}"
         )
-    layouts = {path.name: layout_of(path, root) for path in subfolders(root)}
-    present = [name for name, found in layouts.items() if found is not None]
+    layouts = {path.name: layouts_of(path, root) for path in subfolders(root)}
+    present = [name for name, found in layouts.items() if found and layout in ("auto", *found)]
     if not present:
-        raise EvaluatorError(f"{root}: no categories found; expected folders with {EXPECTED}")
+        raise EvaluatorError(
+            f"{root}: no categories found; expected folders with {_wanted(layout)}"
+        )
     for name in names or []:
+        if name in layouts and name not in present:
+            raise EvaluatorError(f"{root / name}: expected {_wanted(layout)}")
         if name not in present:
             raise EvaluatorError(
                 f"{root}: no category {name!r}; --categories knows {', '.join(present)}"
             )
-    chosen = [name for name in present if names is None or name in names]
     listings = []
-    for name in chosen:
-        found = layouts[name] if layout == "auto" else layout
-        assert found is not None
+    for name in present if names is None else [name for name in present if name in names]:
+        found = _only(root / name, layouts[name] if layout == "auto" else [layout])
         listings.append((_checked(list_category(root / name, root, found)), found))
     return [_read_category(root, listing, found) for listing, found in listings]
+
+
+def _wanted(layout: str) -> str:
+    """The folders of a category of this layout, of each layout for `auto`."""
+    if layout != "auto":
+        return f"{EXPECTED[layout]} (layout {layout})"
+    return ", or ".join(f"{folders} ({name})" for name, folders in EXPECTED.items())
+
+
+def _only(folder: Path, layouts: list[str]) -> str:
+    """The layout of a category; EvaluatorError where it could be several or has no usable name."""
+    try:
+        folder.name.encode()
+    except UnicodeEncodeError:
+        raise EvaluatorError(
+            f"{file_name(folder, folder.parent)}: the category's name is not UTF-8; rename it"
+        ) from None
+    if len(layouts) > 1:
+        found = " and ".join(f"{EXPECTED[name]} ({name})" for name in layouts)
+        raise EvaluatorError(f"{folder}: has folders of {found}; say which with --layout")
+    return layouts[0]
 
 
 def _checked(listing: Listing) -> Listing:
@@ -101,7 +133,7 @@ def _checked(listing: Listing) -> Listing:
     defective = [image for image in listing.test if image.defective]
     fatal = [finding for finding in listing.findings if finding.fatal]
     if not listing.test:
-        raise EvaluatorError(f"{folder}: no test images; expected {EXPECTED}")
+        raise EvaluatorError(f"{folder}: no test images; expected {_wanted('auto')}")
     if not fatal and (not defective or len(defective) == len(listing.test)):
         missing = "defective" if not defective else "good"
         raise EvaluatorError(
@@ -149,11 +181,6 @@ def _read_category(root: Path, listing: Listing, layout: str) -> Category:
     for image in listing.test:
         for mask in image.masks:
             _compare_sizes(listing, image.path, mask, lambda path: found[path].size)
-    digest = hashlib.sha256()
-    for path in files:
-        relative = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
-        digest.update(f"{relative} {found[path].bytes}\n".encode(errors="backslashreplace"))
-        digest.update(bytes.fromhex(found[path].sha256))
     defects: dict[str, int] = {}
     for image in listing.test:
         if image.defective:
@@ -165,11 +192,29 @@ def _read_category(root: Path, listing: Listing, layout: str) -> Category:
         train=tuple(listing.train),
         test=tuple(listing.test),
         has_masks=bool(masks),
-        sha256=digest.hexdigest(),
+        sha256=_category_sha256(root, listing, found),
         image_sha256={path: found[path].sha256 for path in photographs},
         defects=defects,
         findings=tuple(listing.findings),
     )
+
+
+def _category_sha256(root: Path, listing: Listing, found: Mapping[Path, _File]) -> str:
+    """Over what each file is for, its name below `root`, its length and its hash, in order."""
+    digest = hashlib.sha256()
+
+    def add(role: str, path: Path) -> None:
+        file = found[path]
+        line = f"{role} {file_name(path, root)} {file.bytes} {file.sha256}\n"
+        digest.update(line.encode(errors="backslashreplace"))
+
+    for path in listing.train:
+        add("train", path)
+    for image in listing.test:
+        add(image.defect, image.path)
+        for mask in image.masks:
+            add("mask", mask)
+    return digest.hexdigest()
 
 
 def _read(path: Path) -> tuple[bytes, str]:

@@ -6,7 +6,8 @@ visa     CATEGORY/Data/Images/{Normal,Anomaly}/*, Data/Masks/Anomaly/<stem>.png,
          and split_csv/1cls.csv beside the categories
 loco     CATEGORY/train/good/*, test/{good,logical_anomalies,structural_anomalies}/*,
          ground_truth/<defect>/<stem>/000.png, 001.png, ...
-folders  CATEGORY/good/*, defective/*, where wished masks/<stem>.png or <stem>_mask.png
+folders  CATEGORY/good/*, defective/*, where wished masks/<stem>.png or <stem>_mask.png, and
+         train/*: without it, a fixed fifth of good/ is for the test, the others to fit on
 """
 
 from __future__ import annotations
@@ -75,26 +76,54 @@ def file_name(path: Path, root: Path) -> str:
     return file.as_posix().encode(errors="backslashreplace").decode()
 
 
-def layout_of(folder: Path, root: Path) -> str | None:
-    """The layout that a category's folder looks like, None where it looks like none."""
-    if (folder / "Data" / "Images").is_dir() and (root / VISA_SPLIT).is_file():
-        return "visa"
-    if (folder / "train" / "ok").is_dir() or (folder / "test" / "ko").is_dir():
-        return "btad"
-    if any((folder / "test" / kind).is_dir() for kind in LOCO_DEFECTS):
-        return "loco"
-    if (folder / "train").is_dir() or (folder / "test").is_dir():
-        return "mvtec"
-    if (folder / "good").is_dir() and (folder / "defective").is_dir():
-        return "folders"
-    return None
+def layouts_of(folder: Path, root: Path) -> list[str]:
+    """The layouts that a category's folder looks like: one, where it is clear."""
+
+    def has(*names: str) -> bool:
+        return any((folder / name).is_dir() for name in names)
+
+    found = []
+    if has("train/ok", "test/ok", "test/ko"):
+        found.append("btad")
+    if has("Data/Images") and (root / VISA_SPLIT).is_file():
+        found.append("visa")
+    if has(*(f"test/{defect}" for defect in LOCO_DEFECTS)):
+        found.append("loco")
+    elif has("train/good", "test/good") and not (has("good") and not has("test")):
+        found.append("mvtec")
+    if has("good") and has("defective"):
+        found.append("folders")
+    # A category that lacks half of its folders is told what is missing.
+    return found or (["mvtec"] if has("train", "test") else [])
 
 
 def list_category(folder: Path, root: Path, layout: str) -> Listing:
     """List one category; EvaluatorError where the layout's own files cannot be read."""
     listing = Listing(folder.name or folder.resolve().name, folder)
     _LISTERS[layout](listing, root)
+    if layout != "visa":  # whose table names every file
+        _note_other_files(listing)
     return listing
+
+
+def _note_other_files(listing: Listing) -> None:
+    """What lies among the photographs and is not looked at, but for hidden files."""
+    photographs = [*listing.train, *(image.path for image in listing.test)]
+    for folder in dict.fromkeys(path.parent for path in photographs):
+        others = sorted(path.name for path in folder.iterdir() if _is_other_file(path))
+        if others:
+            listing.note(
+                "count",
+                folder,
+                f"{len(others)} files are no {', '.join(SUFFIXES)} and are left out: "
+                f"{', '.join(others[:3])}{', ...' if len(others) > 3 else ''}",
+                fatal=False,
+            )
+
+
+def _is_other_file(path: Path) -> bool:
+    hidden = path.name.startswith(".") or path.name in ("Thumbs.db", "desktop.ini")
+    return path.suffix.lower() not in SUFFIXES and not hidden and path.is_file()
 
 
 def subfolders(folder: Path) -> list[Path]:
@@ -130,6 +159,9 @@ def _split(listing: Listing, good: str) -> None:
         images = images_in(folder / "test" / kind)
         if kind == good:
             listing.test += [TestImage(path, "good") for path in images]
+            if masks := images_in(truth / kind):
+                text = f"{len(masks)} masks of good photographs, which are not read"
+                listing.note("mask_without_image", truth / kind, text, fatal=False)
         else:
             _with_masks(listing, kind, images, truth / kind, folder / "test" / kind)
 
@@ -243,24 +275,30 @@ def _visa_rows(path: Path) -> Iterator[dict[str, str]]:
 
 
 def _folders(listing: Listing, root: Path) -> None:
-    """good/ and defective/: a fixed fifth of the good photographs, by name, is for the test."""
+    """good/ and defective/; without train/, a fixed fifth of the good ones is for the test."""
     folder = listing.root
     good = images_in(folder / "good")
-    ranked = sorted(
-        good, key=lambda path: hashlib.sha256(path.name.encode(errors="replace")).digest()
-    )
-    tested = set(ranked[: max(1, len(good) // TEST_SHARE)])
-    listing.train += [path for path in good if path not in tested]
+    if (folder / "train").is_dir():
+        listing.train += [*images_in(folder / "train"), *images_in(folder / "train" / "good")]
+        tested = set(good)
+    else:
+        ranked = sorted(good, key=_name_sha256)
+        tested = set(ranked[: max(1, len(good) // TEST_SHARE)])
+        listing.train += [path for path in good if path not in tested]
+        listing.note(
+            "count",
+            folder / "good",
+            f"{len(listing.train)} good photographs to fit on, {len(tested)} to score: a fixed "
+            "fifth, chosen by the hash of the names",
+            fatal=False,
+        )
     listing.test += [TestImage(path, "good") for path in good if path in tested]
     defective = images_in(folder / "defective")
     _with_masks(listing, "defective", defective, folder / "masks", folder / "defective")
-    listing.note(
-        "count",
-        folder / "good",
-        f"{len(listing.train)} good photographs to fit on, {len(tested)} to score: a fixed fifth, "
-        "chosen by the hash of the names",
-        fatal=False,
-    )
+
+
+def _name_sha256(path: Path) -> bytes:
+    return hashlib.sha256(path.name.encode(errors="backslashreplace")).digest()
 
 
 _LISTERS: dict[str, Callable[[Listing, Path], None]] = {
