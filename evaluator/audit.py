@@ -34,7 +34,12 @@ THREADS = 4  # Pillow decodes without the interpreter lock
 AT_ONCE = 16  # tasks queued, so that ctrl-C waits for a few only
 # Grey values are codes there: of the saturation threshold (LOCO), of the kind of defect (VisA).
 CODED = ("loco", "visa")
-DATASETS = {"MVTec AD": "mvtec", "BTAD": "btad", "VisA": "visa", "MVTec LOCO AD": "loco"}
+DATASETS = {  # and how they are spread; VisA's own script rewrites it like MVTec AD
+    "MVTec AD": ("mvtec",),
+    "BTAD": ("btad",),
+    "VisA": ("visa", "mvtec"),
+    "MVTec LOCO AD": ("loco",),
+}
 SHOWN = 3
 SHOWN_FATAL = 20  # each of these must be mended
 
@@ -247,11 +252,12 @@ def _published_counts() -> dict[tuple[str, str], tuple[str, tuple[int, int, int]
     )
     counts = ("train", "test_good", "test_defective")
     return {
-        (DATASETS[row["dataset"]], row["category"]): (
+        (layout, row["category"]): (
             row["dataset"],
             (int(row[counts[0]]), int(row[counts[1]]), int(row[counts[2]])),
         )
         for row in csv.DictReader(io.StringIO(text))
+        for layout in DATASETS[row["dataset"]]
     }
 
 
