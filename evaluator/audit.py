@@ -10,6 +10,7 @@ import functools
 import hashlib
 import importlib.resources
 import io
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,8 +31,8 @@ from evaluator.report import Finding
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
-THREADS = 4  # Pillow decodes without the interpreter lock
-AT_ONCE = 16  # tasks queued, so that ctrl-C waits for a few only
+MAX_THREADS = 16  # Pillow decodes without the interpreter lock
+AT_ONCE = 4  # tasks queued for each thread, so that ctrl-C waits for a few only
 # Grey values are codes there: of the saturation threshold (LOCO), of the kind of defect (VisA).
 CODED = ("loco", "visa")
 DATASETS = {  # and how they are spread; VisA's own script rewrites it like MVTec AD
@@ -53,11 +54,13 @@ def audit(categories: Sequence[Category], protocol: Protocol) -> list[Finding]:
     found: list[Finding] = []
     total = sum(len(_distinct(c)) + len(_masked(c)) for c in categories)
     progress = {"desc": "auditing", "unit": "img", "disable": None, "leave": False}
-    with ThreadPoolExecutor(THREADS) as pool, tqdm(total=total, **progress) as bar:
+    threads = min(MAX_THREADS, len(os.sched_getaffinity(0)))
+    step = threads * AT_ONCE
+    with ThreadPoolExecutor(threads) as pool, tqdm(total=total, **progress) as bar:
 
         def each(function: Callable[[ItemT], ResultT], items: Sequence[ItemT]) -> Iterator[ResultT]:
-            for start in range(0, len(items), AT_ONCE):
-                some = items[start : start + AT_ONCE]
+            for start in range(0, len(items), step):
+                some = items[start : start + step]
                 yield from pool.map(function, some)
                 bar.update(len(some))
 
@@ -234,14 +237,16 @@ def _pixels(path: Path) -> tuple[str, str]:
 
 
 def _same(photograph: _Photograph, earlier: _Photograph, name: str) -> str:
-    what = "same file as" if photograph.sha256 == earlier.sha256 else "same pixels, other file as"
+    same = f"same file as {name}"
+    if photograph.sha256 != earlier.sha256:
+        same = f"same pixels as {name} in another file"
     if not photograph.tested:
-        return f"{what} {name}; it weighs twice in the fit"
+        return f"{same}; it weighs twice in the fit"
     if not earlier.tested:
-        return f"{what} {name}, which the model is fitted on; its scores are too low"
+        return f"{same}, which the model is fitted on: no score of an unseen part"
     if photograph.defective != earlier.defective:
-        return f"{what} {name}; one is labelled good, the other defective"
-    return f"{what} {name}; it counts twice in the test"
+        return f"{same}; one is labelled good, the other defective"
+    return f"{same}; it counts twice in the test"
 
 
 @functools.cache

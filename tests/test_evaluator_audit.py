@@ -123,7 +123,15 @@ def test_photograph_twice_in_training_by_its_pixels(bolt):
     good = bolt / "train" / "good"
     Image.open(good / "001.png").save(good / "004.bmp")
     message = only(bolt.parent, "duplicate", "train/good/004.bmp")
-    assert message == "same pixels, other file as train/good/001.png; it weighs twice in the fit"
+    assert (
+        message == "same pixels as train/good/001.png in another file; it weighs twice in the fit"
+    )
+
+
+def test_photograph_twice_in_the_test(bolt):
+    shutil.copy(bolt / "test" / "good" / "000.png", bolt / "test" / "good" / "001.png")
+    message = only(bolt.parent, "duplicate", "test/good/001.png")
+    assert message == "same file as test/good/000.png; it counts twice in the test"
 
 
 def test_photograph_with_two_labels(bolt):
