@@ -218,10 +218,12 @@ def _category_sha256(root: Path, listing: Listing, found: Mapping[Path, _File]) 
 
 
 def _read(path: Path) -> tuple[bytes, str]:
+    if path.exists() and not path.is_file():
+        return b"", "is no file, though it has an image's suffix"  # a pipe would be read for ever
     try:
         return read_file(path), ""
     except EvaluatorError as error:
-        return b"", error.message
+        return b"", error.message.removeprefix(f"{path}: ")
 
 
 def _look(path: Path, data: bytes, fault: str) -> _File:

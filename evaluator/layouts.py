@@ -251,9 +251,15 @@ def _visa_rows(path: Path) -> Iterator[dict[str, str]]:
     try:
         if path.stat().st_size > MAX_CSV_BYTES:
             raise EvaluatorError(f"{path}: larger than {MAX_CSV_BYTES} bytes, refused")
-        rows = list(csv.DictReader(path.read_text("utf-8").splitlines()))
+        reader = csv.DictReader(path.read_text("utf-8-sig").splitlines())  # Excel's mark or none
+        rows = list(reader)
     except (OSError, ValueError, csv.Error) as error:
         raise EvaluatorError(f"{path}: not readable as CSV ({error})") from None
+    if not rows:
+        raise EvaluatorError(
+            f"{path}: no rows; expected {','.join(columns)}, a line for each image"
+        )
+    lines: dict[str, int] = {}
     for number, row in enumerate(rows, 2):
         if list(row) != columns or None in row.values():
             raise EvaluatorError(
@@ -271,6 +277,10 @@ def _visa_rows(path: Path) -> Iterator[dict[str, str]]:
                 raise EvaluatorError(
                     f"{path}, line {number}: {key} is {row[key]!r}, expected {' or '.join(values)}"
                 )
+        if lines.setdefault(row["image"], number) != number:
+            raise EvaluatorError(
+                f"{path}, line {number}: {row['image']} stands in line {lines[row['image']]} too"
+            )
         yield row
 
 

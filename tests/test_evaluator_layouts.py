@@ -1,5 +1,6 @@
 """Layouts of inspection sets that are unclear, incomplete, or hold more than is read."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -153,3 +154,44 @@ def test_suffixes_in_capitals_are_images(tmp_path):
     good = write_category(tmp_path / "bolt") / "train" / "good"
     (good / "000.png").rename(good / "000.PNG")
     assert len(the_only(tmp_path).train) == 5
+
+
+def test_names_of_images_that_are_no_files_are_fatal(tmp_path):
+    good = write_category(tmp_path / "bolt") / "train" / "good"
+    (good / "folder.png").mkdir()
+    os.mkfifo(good / "pipe.png")
+    (good / "broken_link.png").symlink_to("nowhere")
+    found = {finding.file: finding.message for finding in the_only(tmp_path).findings}
+    assert found == {
+        "train/good/broken_link.png": "cannot be read (No such file or directory)",
+        "train/good/folder.png": "is no file, though it has an image's suffix",
+        "train/good/pipe.png": "is no file, though it has an image's suffix",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "1cls.csv: no rows; expected object,split,label,image,mask, a line for each image"),
+        ("object,split,label,image,mask\n", "1cls.csv: no rows"),
+    ],
+)
+def test_split_of_visa_without_rows(tmp_path, text, message):
+    write_visa(tmp_path)
+    (tmp_path / "split_csv" / "1cls.csv").write_text(text)
+    refused(tmp_path, message)
+
+
+def test_split_of_visa_that_names_an_image_twice(tmp_path):
+    write_visa(tmp_path)
+    split = tmp_path / "split_csv" / "1cls.csv"
+    lines = split.read_text().splitlines()
+    split.write_text("\n".join([*lines, lines[2].replace("train", "test")]))
+    refused(tmp_path, "line 7: candle/Data/Images/Normal/0.JPG stands in line 3 too")
+
+
+def test_split_of_visa_saved_by_a_spreadsheet(tmp_path):
+    write_visa(tmp_path)
+    split = tmp_path / "split_csv" / "1cls.csv"
+    split.write_text(split.read_text().replace("\n", "\r\n"), encoding="utf-8-sig", newline="")
+    assert len(the_only(tmp_path).train) == 2
