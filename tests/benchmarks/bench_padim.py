@@ -78,7 +78,7 @@ def run(size: str, name: str, folder: Path) -> dict:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     module = "tests.benchmarks.bench_padim"
     done = subprocess.run(
-        [sys.executable, "-m", module, size, name, str(folder)],
+        [sys.executable, "-W", "ignore", "-m", module, size, name, str(folder)],
         env=environment,
         stdout=subprocess.PIPE,
         check=True,
