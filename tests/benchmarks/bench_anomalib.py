@@ -125,7 +125,7 @@ def photographs(data: Path):
 
 
 def network(arch: str, weights: str):
-    """The classifier of torchvision, with `weights` or with random ones that are always the same."""
+    """The classifier of torchvision with `weights`, or with random ones, the same every time."""
     import torch
     import torchvision
     from safetensors.torch import load_file
