@@ -135,9 +135,3 @@ def holm(p: Sequence[float]) -> list[float]:
         least = max(least, min(1.0, (len(p) - rank) * p[index]))
         corrected[index] = least
     return corrected
-
-
-def compare(a: Draws, b: Draws, level: float = 0.95) -> tuple[float, float, float]:
-    """Low, high and p of the paired difference a - b of draws with the same weights."""
-    low, high = interval(a - b, level)
-    return low, high, p_value(a - b)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from evaluator.bootstrap import bootstrap, compare, holm, image_weights, interval, p_value
+from evaluator.bootstrap import bootstrap, holm, image_weights, interval, p_value
 from evaluator.metrics import LIMITS, METRICS, measure
 from evaluator.statistics import statistics
 from tests import naive
@@ -123,12 +123,3 @@ def test_holm_by_hand():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.6, 0.5]) == [1, 1]
     assert holm([]) == []
-
-
-def test_comparison_is_paired():
-    rng = np.random.default_rng(0)
-    shared = rng.normal(0, 10, 999)
-    a, b = shared + 0.5 + rng.normal(0, 0.1, 999), shared
-    low, high, p = compare(a, b)
-    assert 0 < low < 0.5 < high < 1
-    assert p == pytest.approx(0.002)
