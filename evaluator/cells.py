@@ -206,7 +206,15 @@ def _score(
 ) -> tuple[Plan, Scored]:
     dims = [draw.indices for draw in config.dims]
     train, test = len(category.train), len(category.test)
-    plan = make_plan(network.shapes, dims, train, test, resources.max_memory_bytes, resources.cores)
+    plan = make_plan(
+        network.shapes,
+        dims,
+        train,
+        test,
+        resources.max_memory_bytes,
+        resources.cores,
+        split_seeds=1,
+    )
     scored = score(
         layers,
         dims,
