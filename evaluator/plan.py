@@ -157,6 +157,7 @@ def _flops(form: Form, levels: Sequence[_Level], train: int, test: int) -> int:
     before = 0
     for depth, level in enumerate(levels):
         d, last = level.dims, depth == len(levels) - 1
+        each: float
         if form == "primal":
             columns = test if last else both
             each = 2 * d * d * (train + before) + 2 * before * d * (train + columns)
