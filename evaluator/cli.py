@@ -135,7 +135,7 @@ def main() -> None:
     default="float32",
     show_default=True,
     type=click.Choice(["float16", "float32"]),
-    help="float16 halves the folder; maps then differ by 1e-4 in the median, at most by about 1e-2.",
+    help="float16 halves the folder; maps then differ by 1e-4 in the median, 1e-2 at most.",
 )
 def padim(
     root: Path,

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from evaluator.datasets import Category, TestImage
-
 from evaluator.cells import choose_shown
+from evaluator.datasets import Category, TestImage
 from evaluator.gallery import examples
 from tests.reports_by_hand import make_report
 
