@@ -20,6 +20,17 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Two processes share the tests by file; those of one service stay in one process.
+
+    `make test` runs them so: many wait for servers, schedulers and subprocesses.
+    """
+    for item in items:
+        name = item.path.name
+        service = next((word for word in ("s3", "slurm", "ray") if f"_{word}" in name), "")
+        item.add_marker(pytest.mark.xdist_group(service or name))
+
+
 def write_photographs(folder: Path, count: int = 6, size: tuple[int, int] = (48, 40)) -> Path:
     """Colour gradients with noise, in two categories, as PNG and BMP files."""
     rng = np.random.default_rng(0)

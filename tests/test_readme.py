@@ -69,7 +69,7 @@ def test_a_command_with_an_unknown_option_would_be_noticed():
 def test_readme_has_the_two_commands_and_the_stages():
     lines = shell_lines(ROOT / "README.md")
     assert lines[:2] == ["make demo", "make test"]
-    assert len(COMMANDS) == 24
+    assert len(COMMANDS) == 30
     assert {line.split()[0] for line in lines} == {"make", *STARTERS}
 
 
@@ -107,12 +107,18 @@ def test_make_demo_in_small_ends_in_a_table(tmp_path: Path):
     )
     assert run.returncode == 0, run.stderr[-3000:]
     table = (tmp_path / "report/table.csv").read_text().splitlines()
-    assert table[0] == "group,category,backbone,metric,mean,sd,n_seeds"
+    assert table[0] == "group,category,backbone,metric,mean,sd,low,high,n_seeds"
     cells = {tuple(line.split(",")[1:4]) for line in table[1:]}
     assert {
         (product, backbone, "pixel_auroc")
         for product in ("plank", "plate", "terrazzo")
         for backbone in ("random", "direct", "indirect")
     } <= cells
-    pictures = ["dataset.png", "direct/figure5.png", "indirect/figure5.png", "report/figure6.png"]
+    pictures = [
+        "dataset.png",
+        "direct/figure5.png",
+        "indirect/figure5.png",
+        "report/figure6.png",
+        "report/report.html",
+    ]
     assert [name for name in pictures if not (tmp_path / name).is_file()] == []
