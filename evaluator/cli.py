@@ -228,9 +228,9 @@ def audit(root: Path, categories: str | None, layout: str, protocol_name: str) -
     """
     chosen = names_of(categories, "--categories")
     with one_line_errors(root):
+        from evaluator.audited import audited
         from evaluator.datasets import find_categories
         from evaluator.protocols import PROTOCOLS
-        from evaluator.run import audited
 
         found = find_categories(root, chosen, layout)
         click.echo(audited(found, PROTOCOLS[protocol_name]))

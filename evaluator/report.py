@@ -343,3 +343,12 @@ class Cell(Model):
     format_version: Literal[2]
     config_sha256: Sha256
     scores: Scores
+
+
+class AuditOfCategory(Model):
+    """`cells/audit--*.json`: what decoding every photograph of a category found."""
+
+    format: Literal["semiformula-report-audit"]
+    format_version: Literal[1]
+    depends_on: list[str] = Field(description="hashes of category and protocol, versions")
+    findings: list[Finding]

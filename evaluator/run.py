@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from evaluator import __version__
 from evaluator.artifacts import canonical_json, remove_leftovers, sha256_of, write_bytes, write_json
-from evaluator.audit import audit, format_findings
+from evaluator.audited import checked_findings
 from evaluator.backbones import LayersAndDims, WeightsDefaults, open_backbone, parse_spec
 from evaluator.cells import (
     SHOWN,
@@ -97,7 +97,7 @@ def evaluate(options: Options) -> str:
     remove_leftovers(out / "cells")
     backbones = open_all(options, options.protocol)
     categories = find_categories(options.root, options.categories, options.layout)
-    findings = checked_findings(categories, options.protocol)
+    findings = checked_findings(categories, options.protocol, out / "cells")
     records = [category_record(category, options.protocol, findings) for category in categories]
     print_plans(options, categories, backbones)
     cells, reused = all_cells(options, options.protocol, categories, backbones)
@@ -161,29 +161,6 @@ def _random_dims(network: Network, record: BackboneRecord, seeds: Sequence[int])
             for seed in seeds
         ],
     )
-
-
-def audited(categories: Sequence[Category], protocol: Protocol) -> str:
-    """A summary of the audit, its findings printed; EvaluatorError when one of them is fatal."""
-    findings = checked_findings(categories, protocol)
-    photographs = sum(len(category.train) + len(category.test) for category in categories)
-    return (
-        f"{len(categories)} categories, {photographs} photographs, protocol {protocol.name}: "
-        f"{len(findings)} findings, none of them prevents scoring"
-    )
-
-
-def checked_findings(categories: Sequence[Category], protocol: Protocol) -> list[Finding]:
-    """All findings of the audit, printed; EvaluatorError when one of them is fatal."""
-    findings = audit(categories, protocol)
-    if findings:
-        click.echo(format_findings(findings), err=True)
-    fatal = [finding for finding in findings if finding.fatal]
-    if fatal:
-        more = f" (and {len(fatal) - 1} more, listed above)" if len(fatal) > 1 else ""
-        first = fatal[0]
-        raise EvaluatorError(f"{first.category}/{first.file}: {first.message}{more}")
-    return findings
 
 
 def category_record(

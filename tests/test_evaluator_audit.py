@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from evaluator.audit import audit, format_findings
+from evaluator.audited import checked_findings
 from evaluator.datasets import find_categories
 from evaluator.protocols import PAPER, changed
 from evaluator.report import Finding
@@ -215,3 +216,20 @@ def test_format_shows_the_first_of_each_kind_and_counts_the_rest():
         "  count (1)",
         "    train: is odd",
     ]
+
+
+def test_audit_is_kept_for_the_next_run(bolt, tmp_path):
+    save(bolt / "train" / "good" / "001.png", np.zeros((64, 64, 3), np.uint8))
+    save(bolt / "train" / "good" / "002.bmp", np.zeros((64, 64, 3), np.uint8))
+    (category,) = find_categories(bolt.parent, None)
+    kept = tmp_path / "cells"
+    first = checked_findings([category], WHOLE, kept)
+    assert [finding.kind for finding in first] == ["duplicate"]
+    (path,) = kept.iterdir()
+    before = path.stat().st_mtime_ns
+    assert checked_findings([category], WHOLE, kept) == first
+    assert path.stat().st_mtime_ns == before
+    path.write_text(path.read_text()[:-9])
+    assert checked_findings([category], WHOLE, kept) == first
+    checked_findings([category], changed(PAPER, resize_px=64, crop_px=16), kept)
+    assert len(list(kept.iterdir())) == 2
