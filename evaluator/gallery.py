@@ -58,7 +58,7 @@ def _panel(category: Category, image: int, protocol: Protocol, levels: list[np.n
     return Panel(
         category=category.name,
         image_index=image,
-        label=f"{found.defect}/{found.path.name}",
+        label=f"{found.defect}/{found.path.stem}",
         image=load_image(found.path, protocol),
         mask=load_mask(found.masks, protocol) if found.masks else None,
         levels=levels,
