@@ -37,7 +37,7 @@ SHOWN_PIXELS = 64 * 10**6  # and their pixels together, what image readers take 
 
 @dataclass(frozen=True)
 class Resources:
-    """What does not change the numbers: room, speed, and where files go."""
+    """What changes no number beyond rounding (1e-6): room, speed, and where files go."""
 
     out: Path
     features: FeatureCache

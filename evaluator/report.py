@@ -325,6 +325,7 @@ class CellConfig(Model):
     protocol: Protocol
     seeds: list[int]
     feature_dtype: Literal["float16", "float32"]
+    device: str
     category_sha256: Sha256
     arch: str
     weights_sha256: Sha256

@@ -9,7 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import click
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -36,6 +35,7 @@ from evaluator.page import write_page
 from evaluator.plan import make_plan
 from evaluator.protocols import PROTOCOLS, Protocol, protocol_sha256
 from evaluator.published import published
+from evaluator.records import category_record
 from evaluator.report import (
     BackboneRecord,
     Bootstrap,
@@ -43,16 +43,14 @@ from evaluator.report import (
     Cell,
     CellConfig,
     DimsOfSeed,
-    Finding,
     ProtocolMove,
     RandomDims,
     Report,
     Scores,
-    TestImageRecord,
 )
 from evaluator.show import write_figure6
 from evaluator.summary import summarise
-from evaluator.table import csv_text, group_of, markdown, moves_text, table_rows
+from evaluator.table import csv_text, markdown, moves_text, table_rows
 
 LIBRARIES = ("torch", "torchvision", "numpy", "scipy", "pillow")
 
@@ -87,7 +85,7 @@ class OpenedBackbone:
 
 
 def evaluate(options: Options) -> str:
-    """Run everything and write the report's files; returns the Markdown table.
+    """Run everything and write the report's files; returns the tables as Markdown.
 
     Raises EvaluatorError before any network runs for whatever can be seen before.
     """
@@ -100,25 +98,32 @@ def evaluate(options: Options) -> str:
     findings = checked_findings(categories, options.protocol, out / "cells")
     records = [category_record(category, options.protocol, findings) for category in categories]
     print_plans(options, categories, backbones)
+    others = other_protocols(options, categories)
+    _say_what_the_curve_leaves_out(options, categories)
     cells, reused = all_cells(options, options.protocol, categories, backbones)
     report = _report(options, backbones, records, [cell.scores for cell in cells])
-    report = report.model_copy(
-        update={"protocol_moves": protocol_moves(options, report, categories)}
-    )
-    text = markdown(report) + moves_text(report.protocol_moves)
-    write_bytes(out / "table.csv", csv_text(report.table).encode())
-    write_bytes(out / "table.md", markdown(report).encode())
-    panels = choose_panels(report, categories, out)
-    write_figure6(out / "figure6.png", [b.name for b in report.backbones], panels.figure)
-    write_page(out / "report.html", report, panels.page)
-    write_json(out / "report.json", report)
+    _write(report, categories, out)
+    if others:  # after the report: whatever goes wrong there, it is not lost
+        moves = protocol_moves(options, report, others)
+        report = report.model_copy(update={"protocol_moves": moves})
+        _write(report, categories, out)
     computed = len(cells) - reused
     click.echo(
         f"{len(categories)} categories × {len(backbones)} backbones = {len(cells)} cells of "
         f"{len(options.seeds)} seeds: {computed} computed, {reused} from an earlier run; "
         f"{options.resources.features.summary()}"
     )
-    return text
+    return markdown(report) + moves_text(report.protocol_moves)
+
+
+def _write(report: Report, categories: Sequence[Category], out: Path) -> None:
+    """All files of the report, report.json last."""
+    write_bytes(out / "table.csv", csv_text(report.table).encode())
+    write_bytes(out / "table.md", markdown(report).encode())
+    panels = choose_panels(report, categories, out)
+    write_figure6(out / "figure6.png", [b.name for b in report.backbones], panels.figure)
+    write_page(out / "report.html", report, panels.page)
+    write_json(out / "report.json", report)
 
 
 def versions() -> dict[str, str]:
@@ -163,48 +168,6 @@ def _random_dims(network: Network, record: BackboneRecord, seeds: Sequence[int])
     )
 
 
-def category_record(
-    category: Category, protocol: Protocol, findings: Sequence[Finding]
-) -> CategoryRecord:
-    """What report.json says of a category; EvaluatorError where no pixel is defective."""
-    if category.name == MEAN:
-        raise EvaluatorError(f"category {MEAN!r}: the table uses this name; rename the folder")
-    truth = ground_truth(category, protocol)
-    share = None
-    sizes: list[list[int]] = [[] for _ in category.test]
-    if truth.regions is not None:
-        share = float((truth.regions > 0).mean())
-        if share == 0:
-            raise EvaluatorError(
-                f"category {category.name!r}: no mask has a defective pixel in the "
-                f"{protocol.size_px} px crop; pixel AUROC is undefined"
-            )
-        for index, regions in enumerate(truth.regions):
-            counts = np.bincount(regions[regions > 0])
-            sizes[index] = counts[counts > 0].tolist()
-    return CategoryRecord(
-        category=category.name,
-        group=group_of(category.name),
-        layout=category.layout,
-        train=len(category.train),
-        test_good=category.good,
-        test_defective=len(category.test) - category.good,
-        defects=category.defects,
-        masks=category.has_masks,
-        defective_pixel_share=share,
-        images=[
-            TestImageRecord(
-                file=image.path.relative_to(category.root).as_posix(),
-                defect=image.defect,
-                regions=regions,
-            )
-            for image, regions in zip(category.test, sizes, strict=True)
-        ],
-        findings=[finding for finding in findings if finding.category == category.name],
-        sha256=category.sha256,
-    )
-
-
 def all_cells(
     options: Options,
     protocol: Protocol,
@@ -214,8 +177,8 @@ def all_cells(
     """Every (category, backbone) in order, and how many were there before."""
     resources, used = options.resources, versions()
     total = sum(len(c.train) + len(c.test) for c in categories) * len(backbones)
-    cells: list[Cell] = []
-    reused = 0
+    cells: list[tuple[Path, Cell]] = []
+    computed: set[Path] = set()
     with tqdm(total=total, unit="img", disable=None, smoothing=0.1) as bar:
         for category in categories:
             for backbone in backbones:
@@ -226,14 +189,20 @@ def all_cells(
                 path = cell_path(resources.out, category.name, backbone.record.arch, digest)
                 cell = finished_cell(resources.out, path, config, name)
                 if cell is None:
-                    cell = compute_cell(
-                        path, backbone.network, category, config, resources, bar.update
-                    )
+                    try:
+                        cell = compute_cell(
+                            path, backbone.network, category, config, resources, bar.update
+                        )
+                    except EvaluatorError as error:
+                        raise EvaluatorError(
+                            f"category {category.name}, backbone {name}, protocol "
+                            f"{protocol.name}: {error.message}"
+                        ) from None
+                    computed.add(path)
                 else:
-                    reused += 1
                     bar.total -= len(category.train) + len(category.test)
-                cells.append(cell)
-    return cells, reused
+                cells.append((path, cell))
+    return [cell for _, cell in cells], sum(path not in computed for path, _ in cells)
 
 
 def _cell_config(
@@ -249,6 +218,7 @@ def _cell_config(
         protocol=protocol,
         seeds=options.seeds,
         feature_dtype=options.feature_dtype,
+        device=backbone.network.device.type,
         category_sha256=category.sha256,
         arch=backbone.record.arch,
         weights_sha256=backbone.record.weights_sha256,
@@ -256,7 +226,8 @@ def _cell_config(
         std=backbone.record.std,
         layers=backbone.record.layers,
         dims=backbone.dims.seeds,
-        learning_curve=options.learning_curve,
+        # Only under the report's own protocol: nothing shows the others' curves.
+        learning_curve=options.learning_curve if protocol == options.protocol else [],
         shown=SHOWN,
     )
 
@@ -327,24 +298,53 @@ def _distinct_dims(backbones: Sequence[OpenedBackbone]) -> list[RandomDims]:
     return distinct
 
 
+def other_protocols(
+    options: Options, categories: Sequence[Category]
+) -> list[tuple[Protocol, list[Category]]]:
+    """With --protocol-diff: the other named protocols, each with the categories it can score.
+
+    What cannot run under one of them is an EvaluatorError here, before any network runs. A
+    category whose defects it loses is left out, and said so.
+    """
+    found = []
+    own = protocol_sha256(options.protocol)
+    for protocol in PROTOCOLS.values() if options.protocol_diff else ():
+        if protocol_sha256(protocol) == own:
+            continue
+        usable = []
+        for category in categories:
+            regions = ground_truth(category, protocol).regions
+            if regions is None or regions.any():
+                usable.append(category)
+            else:
+                click.echo(
+                    f"{category.name}: no defective pixel is left under protocol {protocol.name}; "
+                    "left out there",
+                    err=True,
+                )
+        if usable:
+            print_plans(options, usable, open_all(options, protocol))
+            found.append((protocol, usable))
+    return found
+
+
 def protocol_moves(
-    options: Options, report: Report, categories: Sequence[Category]
+    options: Options, report: Report, others: Sequence[tuple[Protocol, list[Category]]]
 ) -> list[ProtocolMove]:
-    """With --protocol-diff: the same weights under the other named protocols."""
+    """How far the same weights move under the other protocols."""
     moves: list[ProtocolMove] = []
     own = {(r.category, r.backbone, r.metric): r.mean for r in report.table if r.category != MEAN}
-    for protocol in PROTOCOLS.values() if options.protocol_diff else ():
-        digest = protocol_sha256(protocol)
-        if digest == report.protocol_sha256:
-            continue
+    for protocol, categories in others:
         backbones = open_all(options, protocol)
         cells, _ = all_cells(options, protocol, categories, backbones)
+        usable = {category.name for category in categories}
+        records = [record for record in report.categories if record.category in usable]
         names = [backbone.network.name for backbone in backbones]
-        rows = table_rows(report.categories, names, [cell.scores for cell in cells])
+        rows = table_rows(records, names, [cell.scores for cell in cells])
         moves += [
             ProtocolMove(
                 protocol=protocol.name,
-                protocol_sha256=digest,
+                protocol_sha256=protocol_sha256(protocol),
                 category=row.category,
                 backbone=row.backbone,
                 metric=row.metric,
@@ -355,3 +355,15 @@ def protocol_moves(
             if row.category != MEAN
         ]
     return moves
+
+
+def _say_what_the_curve_leaves_out(options: Options, categories: Sequence[Category]) -> None:
+    for category in categories:
+        normals = len(category.train)
+        beyond = [number for number in options.learning_curve if number >= normals]
+        if beyond:
+            click.echo(
+                f"{category.name}: {normals} normal photographs; --learning-curve "
+                f"{','.join(map(str, beyond))} left out",
+                err=True,
+            )

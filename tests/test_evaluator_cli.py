@@ -199,6 +199,19 @@ def test_protocol_diff_scores_the_same_weights_under_the_others(finished, tmp_pa
     assert "the same weights under" in result.stdout
 
 
+def test_category_that_another_protocol_loses_is_left_out_there(tmp_path):
+    bolt = write_category(tmp_path / "data" / "bolt")
+    corner = np.pad(np.full((3, 3), 255, np.uint8), ((0, 61), (0, 61)))
+    for path in (bolt / "ground_truth").glob("*/*.png"):
+        save(path, corner)
+    more = ["--crop", "0", "--seeds", "1", "--protocol-diff", "--layers", "layer1"]
+    result = padim(tmp_path / "data", tmp_path / "out", *more)
+    assert result.exit_code == 0, result.output
+    assert "bolt: no defective pixel is left under protocol paper; left out" in result.stderr
+    report = read_json(Report, tmp_path / "out" / "report.json")
+    assert {move.protocol for move in report.protocol_moves} == {"anomalib", "full"}
+
+
 def test_learning_curve_has_a_point_for_each_smaller_number(finished, tmp_path):
     data, out, _ = finished
     more = [
@@ -213,6 +226,7 @@ def test_learning_curve_has_a_point_for_each_smaller_number(finished, tmp_path):
     assert result.exit_code == 0, result.output
     (cell,) = read_json(Report, tmp_path / "out" / "report.json").scores
     assert [point.train for point in cell.learning_curve] == [2, 3]
+    assert "bolt: 5 normal photographs; --learning-curve 50 left out" in result.stderr
     assert len(cell.learning_curve[0].metrics["aupro_30"]) == 2
 
 
@@ -362,11 +376,11 @@ def test_killed_run_continues_where_it_was(finished, tmp_path):
     out, cells = tmp_path / "out", tmp_path / "out" / "cells"
     command = [sys.executable, "-m", "evaluator", "padim", "--data", str(data), "--out", str(out)]
     process = subprocess.Popen([*command, *SMALL, *SPECS], stdout=subprocess.DEVNULL)
-    while not list(cells.glob("*.json")) and process.poll() is None:
+    while not list(cells.glob("*--resnet18--*.json")) and process.poll() is None:
         time.sleep(0.002)
     process.kill()
     assert process.wait(timeout=60) == -signal.SIGKILL
-    before = {path: path.stat().st_mtime_ns for path in cells.glob("*.json")}
+    before = {path: path.stat().st_mtime_ns for path in cells.glob("*--resnet18--*.json")}
     assert 1 <= len(before) <= 3
     leftovers = [out / ".table.csv.tmp-1", cells / ".a.npy.tmp-1"]  # of a kill inside a write
     for path in leftovers:
