@@ -110,7 +110,8 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     two writers of the same path cannot mix their bytes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    name = path.name.encode()[:200].decode(errors="ignore")  # file names end at 255 bytes
+    temporary = path.with_name(f".{name}.tmp-{os.getpid()}")
     try:
         with temporary.open("wb") as file:
             yield file
@@ -128,9 +129,11 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete the temporary files that killed writers left in `folder`."""
+    """Delete the temporary files that killed writers left in `folder`; the living keep theirs."""
     for path in folder.glob(".*.tmp-[0-9]*"):
-        path.unlink(missing_ok=True)
+        process = path.name.rpartition("-")[2]
+        if process.isdecimal() and not Path("/proc", process).exists():
+            path.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -14,12 +14,15 @@ from evaluator.audit import audit, format_findings
 from evaluator.datasets import Category
 from evaluator.errors import EvaluatorError
 from evaluator.protocols import Protocol, protocol_sha256
+from evaluator.records import category_record
 from evaluator.report import AuditOfCategory, Finding
 
 
 def audited(categories: Sequence[Category], protocol: Protocol) -> str:
     """A summary of the audit, its findings printed; EvaluatorError when one of them is fatal."""
     findings = checked_findings(categories, protocol, None)
+    for category in categories:
+        category_record(category, protocol, findings)  # raises what else prevents scoring
     photographs = sum(len(category.train) + len(category.test) for category in categories)
     return (
         f"{len(categories)} categories, {photographs} photographs, protocol {protocol.name}: "

@@ -93,7 +93,8 @@ def _spaced(items: list[int], most: int) -> list[int]:
 def cell_path(out: Path, category: str, arch: str, config_sha256: str) -> Path:
     """Where a cell lives; the hash makes it unique, the rest is for people."""
     readable = re.sub(r"[^\w.+-]", "_", f"{category}--{arch}")
-    return out / "cells" / f"{readable}--{config_sha256[:16]}.json"
+    short = readable.encode()[:100].decode(errors="ignore")  # file names end at 255 bytes
+    return out / "cells" / f"{short}--{config_sha256[:16]}.json"
 
 
 def finished_cell(out: Path, path: Path, config: CellConfig, backbone: str) -> Cell | None:
@@ -120,13 +121,12 @@ def read_stored(out: Path, stored: StoredFile) -> bytes:
     """The bytes of a file beside the report; EvaluatorError unless they are those recorded."""
     path = out / stored.file
     try:
-        with path.open("rb") as file:
-            data = file.read(stored.bytes + 1)
+        size = path.stat().st_size
+        if size != stored.bytes:
+            raise EvaluatorError(f"{path}: {size} bytes, recorded are {stored.bytes}; is it cut?")
+        data = path.read_bytes()
     except OSError as error:
         raise EvaluatorError(f"{path}: cannot be read ({error.strerror})") from None
-    if len(data) != stored.bytes:
-        found = f"{len(data)}" if len(data) < stored.bytes else f"more than {stored.bytes}"
-        raise EvaluatorError(f"{path}: {found} bytes, recorded are {stored.bytes}; is it cut?")
     if sha256_of(data) != stored.sha256:
         raise EvaluatorError(f"{path}: sha256 is not the recorded one; evaluate again")
     return data

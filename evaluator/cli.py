@@ -227,7 +227,7 @@ def audit(root: Path, categories: str | None, layout: str, protocol_name: str) -
     Exit code 1 when something makes scoring impossible.
     """
     chosen = names_of(categories, "--categories")
-    with one_line_errors(root):
+    with one_line_errors(root, "Interrupted."):
         from evaluator.audited import audited
         from evaluator.datasets import find_categories
         from evaluator.protocols import PROTOCOLS
@@ -240,7 +240,7 @@ def audit(root: Path, categories: str | None, layout: str, protocol_name: str) -
 @click.argument("report", type=click.Path(path_type=Path, file_okay=False))
 def recheck(report: Path) -> None:
     """Work out every number of a report again, from its statistics and without images."""
-    with one_line_errors(report):
+    with one_line_errors(report, "Interrupted."):
         from evaluator.recheck import recheck as work_out_again
 
         click.echo(work_out_again(report))

@@ -76,7 +76,7 @@ def load_image(path: Path, protocol: Protocol, data: bytes | None = None) -> npt
     image = _open(read_file(path) if data is None else data, path)
     side = (protocol.resize_px, protocol.resize_px)
     try:
-        square = image.convert("RGB").resize(side, RESAMPLING[protocol.interpolation])
+        square = _rgb(image).resize(side, RESAMPLING[protocol.interpolation])
     except DAMAGE as error:
         raise _unreadable(path, error) from None
     return centre_crop(np.asarray(square), protocol.crop_px)
@@ -86,7 +86,7 @@ def load_pixels(path: Path) -> npt.NDArray[np.uint8]:
     """The photograph at its own size: uint8 [height, width, 3], RGB."""
     image = _open(read_file(path), path)
     try:
-        return np.asarray(image.convert("RGB"))
+        return np.asarray(_rgb(image))
     except DAMAGE as error:
         raise _unreadable(path, error) from None
 
@@ -114,7 +114,7 @@ def mask_values(path: Path, data: bytes | None = None) -> npt.NDArray[np.uint8]:
     """The pixels of a mask file as they are: uint8 [height, width, 1 or 3]; `data` as above."""
     image = _open(read_file(path) if data is None else data, path)
     try:
-        values = np.asarray(image if image.mode in ("1", "L") else image.convert("RGB"), np.uint8)
+        values = np.asarray(image if image.mode in ("1", "L") else _rgb(image), np.uint8)
     except DAMAGE as error:
         raise _unreadable(path, error) from None
     return values.reshape(*values.shape[:2], -1)
@@ -142,6 +142,11 @@ def _open(data: bytes, path: Path) -> Image.Image:
             f"{path}: pixel mode {image.mode} (more than 8 bit); convert it to 8 bit grey or RGB"
         )
     return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Without transparency; a palette with it goes through RGBA, or Pillow warns."""
+    return (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")
 
 
 def _unreadable(path: Path, error: BaseException) -> EvaluatorError:

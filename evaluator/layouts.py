@@ -235,7 +235,11 @@ def _visa(listing: Listing, root: Path) -> None:
         if not row["image"] or not path.is_file():
             listing.note("unreadable", path, f"named by {VISA_SPLIT}, but not there", fatal=True)
             continue
-        if row["split"] == "train":
+        if row["split"] == "train" and row["label"] == "anomaly":
+            listing.note(
+                "count", path, f"{VISA_SPLIT} puts an anomaly into the training split", fatal=True
+            )
+        elif row["split"] == "train":
             listing.train.append(path)
         elif row["label"] == "normal":
             listing.test.append(TestImage(path, "good"))

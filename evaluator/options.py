@@ -35,7 +35,7 @@ class FiniteFloat(click.FloatRange):
 
 
 @contextlib.contextmanager
-def one_line_errors(out: Path) -> Iterator[None]:
+def one_line_errors(out: Path, interrupted: str = "") -> Iterator[None]:
     """Ctrl-C is one line and exit code 130; a full disk, no memory, no torch one line and 1."""
     try:
         yield
@@ -44,7 +44,7 @@ def one_line_errors(out: Path) -> Iterator[None]:
             f"{error.name} is not installed; pip install 'semiformula[eval]' brings all it needs"
         ) from None
     except KeyboardInterrupt:
-        click.echo(f"Interrupted; the same command continues in {out}.", err=True)
+        click.echo(interrupted or f"Interrupted; the same command continues in {out}.", err=True)
         raise SystemExit(INTERRUPTED) from None
     except OSError as error:  # a full disk, a folder without permission
         raise EvaluatorError(f"{error.filename or out}: {error.strerror or error}") from None

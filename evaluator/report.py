@@ -199,8 +199,8 @@ class LearningPoint(Model):
 class StoredFile(Model):
     """A file beside the report: path from the report's folder, length and hash."""
 
-    file: str = Field(pattern=r"^cells/[^/]+$")
-    bytes: int = Field(ge=1)
+    file: str = Field(pattern=r"^cells/[^/\x00-\x1f]+\.(npz|png)$")
+    bytes: int = Field(ge=1, le=2**31)
     sha256: Sha256
 
 
@@ -278,8 +278,8 @@ class ProtocolMove(Model):
 class Bootstrap(Model):
     """How the intervals were made: images resampled, good and defective ones apart."""
 
-    draws: int = Field(ge=0)
-    seed: int
+    draws: int = Field(ge=0, le=1_000_000)
+    seed: int = Field(ge=0, lt=2**32)
     level: Share
 
 
@@ -311,9 +311,15 @@ class Report(Model):
         expected = sorted((c.category, b.name) for c in self.categories for b in self.backbones)
         if cells != expected:
             raise ValueError("scores must hold one entry per category and backbone")
+        images = {record.category: len(record.images) for record in self.categories}
         for cell in self.scores:
-            if any(len(values) != len(self.seeds) for values in cell.metrics.values()):
+            per_seed = [*cell.metrics.values(), cell.statistics]
+            if any(len(values) != len(self.seeds) for values in per_seed):
                 raise ValueError(f"scores of {cell.category} must hold {len(self.seeds)} seeds")
+            if len(cell.images) != images[cell.category]:
+                raise ValueError(f"scores of {cell.category} must hold all of its images")
+            if any(index >= len(cell.images) for index in cell.shown):
+                raise ValueError(f"shown images of {cell.category} must be among its images")
         return self
 
 

@@ -237,6 +237,21 @@ def test_audit_prints_findings_and_a_summary(tmp_path):
     assert "1 categories, 10 photographs, protocol paper" in result.stdout
 
 
+def test_audit_refuses_what_padim_would(tmp_path):
+    bolt = write_category(tmp_path / "bolt")
+    for path in (bolt / "ground_truth").glob("*/*.png"):
+        save(path, np.zeros((64, 64), np.uint8))
+    result = CliRunner().invoke(main, ["audit", "--data", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "no mask has a defective pixel" in result.stderr
+
+
+def test_long_category_names_make_short_file_names(tmp_path):
+    write_category(tmp_path / "data" / ("é" * 120))
+    result = padim(tmp_path / "data", tmp_path / "out", "--seeds", "1", "--layers", "layer1")
+    assert result.exit_code == 0, result.output
+
+
 def test_options_name_what_is_there():
     from evaluator.datasets import LAYOUTS as known
 
@@ -382,7 +397,8 @@ def test_killed_run_continues_where_it_was(finished, tmp_path):
     assert process.wait(timeout=60) == -signal.SIGKILL
     before = {path: path.stat().st_mtime_ns for path in cells.glob("*--resnet18--*.json")}
     assert 1 <= len(before) <= 3
-    leftovers = [out / ".table.csv.tmp-1", cells / ".a.npy.tmp-1"]  # of a kill inside a write
+    # Of a kill inside a write, by a process that cannot be: pids end at 2^22.
+    leftovers = [out / ".table.csv.tmp-4999999", cells / ".a.npz.tmp-4999999"]
     for path in leftovers:
         path.write_bytes(b"half")
 

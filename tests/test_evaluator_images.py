@@ -189,3 +189,10 @@ def test_file_that_is_not_there(tmp_path):
 
 def test_size_is_width_then_height(tmp_path):
     assert image_size(save(tmp_path / "a.png", noise(5, 9))) == (9, 5)
+
+
+def test_palette_with_transparency_is_read_without_a_warning(tmp_path):
+    palette = Image.new("P", (32, 32), 1)
+    palette.putpalette([0, 0, 0, 10, 20, 30])
+    palette.save(tmp_path / "p.png", transparency=b"\x00\x80")
+    assert load_image(tmp_path / "p.png", FULL)[0, 0].tolist() == [10, 20, 30]

@@ -195,3 +195,14 @@ def test_split_of_visa_saved_by_a_spreadsheet(tmp_path):
     split = tmp_path / "split_csv" / "1cls.csv"
     split.write_text(split.read_text().replace("\n", "\r\n"), encoding="utf-8-sig", newline="")
     assert len(the_only(tmp_path).train) == 2
+
+
+def test_anomaly_in_visas_training_split_is_fatal(tmp_path):
+    write_visa(tmp_path)
+    path = tmp_path / "split_csv" / "1cls.csv"
+    row = "candle,train,anomaly,candle/Data/Images/Anomaly/001.JPG,"
+    save(tmp_path / "candle/Data/Images/Anomaly/001.JPG", grey(201))
+    path.write_text(path.read_text() + row + "\n")
+    (finding,) = [finding for finding in the_only(tmp_path).findings if finding.fatal]
+    assert finding.file == "Data/Images/Anomaly/001.JPG"
+    assert "anomaly into the training split" in finding.message

@@ -22,6 +22,16 @@ def report_with(**changes: object) -> Report:
     return parse_model(Report, EXAMPLE | changes, "report.json")
 
 
+def scored(**changes: object) -> dict[str, object]:
+    """The example's scores with the first changed."""
+    first, *others = EXAMPLE["scores"]
+    return {"scores": [first | changes, *others]}
+
+
+def stored(**changes: object) -> dict[str, object]:
+    return scored(maps=EXAMPLE["scores"][0]["maps"] | changes)
+
+
 def two_categories() -> Report:
     """bottle (in the paper) and bolt (not), one backbone, seeds that go up and down."""
     category, score = EXAMPLE["categories"][0], EXAMPLE["scores"][0]
@@ -71,6 +81,15 @@ def test_rows_of_the_page_follow_from_its_scores():
         ({"scored": []}, "unknown key 'scored'; did you mean 'scores'"),
         ({"scores": EXAMPLE["scores"][:1]}, "one entry per category and backbone"),
         ({"data": 3}, "key 'data'.*found 3"),
+        ({"bootstrap": EXAMPLE["bootstrap"] | {"draws": 10**12}}, "key 'bootstrap.draws'"),
+        *(
+            (stored(file=name), "scores.0.maps.file")
+            for name in ("cells/..", "cells/a\0b.png", "x")
+        ),
+        (stored(bytes=10**30), "scores.0.maps.bytes"),
+        (scored(statistics=EXAMPLE["scores"][0]["statistics"] * 2), "must hold . seeds"),
+        (scored(images=EXAMPLE["scores"][0]["images"][:1]), "must hold all of its images"),
+        (scored(shown=[99]), "must be among its images"),
     ],
 )
 def test_report_that_is_wrong_is_refused(change, pattern):
