@@ -29,6 +29,9 @@ Form = Literal["dual", "primal"]
 CACHE_BYTES = 4 * 2**20  # what is worked on at once: larger batches gain nothing
 # In exact arithmetic no pivot of a covariance + eps I lies below eps.
 LOWEST_PIVOT = 0.99
+# The relative rounding error of a squared distance grows with trace(A'A) / eps, a bound of both the
+# condition number of S and what |d|^2 - |v|^2 cancels: at this one 1e-5 was the most measured.
+MOST_VARIANCE = 1e11
 
 
 def repeated_index(fine: int, coarse: int) -> npt.NDArray[np.int64]:
@@ -126,6 +129,7 @@ class _Tile:
     form: Form
     split: bool
     found: torch.Tensor  # [levels or 1, test, rows * columns]
+    variance: torch.Tensor  # [levels], the largest sum over dims at any cell so far
 
 
 _Block = tuple[slice, slice]  # rows and columns of positions whose coarser cells are the same
@@ -138,7 +142,8 @@ def score_tile(
 
     With `split` [levels, ...]: the share of each level given the coarser ones; they are >= 0 and
     sum to the squared distance. Raises EvaluatorError when rounding leaves a matrix that is not
-    positive definite, and for features that are not finite.
+    positive definite, for variances above `MOST_VARIANCE` epsilon, and for features that are not
+    finite.
     """
     first = levels[0]
     images = first.features.shape[0]
@@ -148,7 +153,7 @@ def score_tile(
         dtype=torch.float64,
         device=first.features.device,
     )
-    tile = _Tile(levels, train, epsilon, form, split, found)
+    tile = _Tile(levels, train, epsilon, form, split, found, found.new_zeros(len(levels)))
     sizes = [(level.features.shape[1], level.features.shape[2]) for level in levels]
     step = columns_at_once(form, sizes, first.width, train, images)
     for column in range(0, first.width, step):
@@ -157,6 +162,7 @@ def score_tile(
             _visit(tile, 0, [(slice(0, rows), slice(int(start), int(stop)))], None)
     found *= train - 1  # A and d both carry 1 / sqrt(N - 1)
     _check_finite(found)
+    _check_variance(float(tile.variance.sum()), epsilon)
     return found.view(*found.shape[:2], rows, columns)
 
 
@@ -183,6 +189,8 @@ def _visit(tile: _Tile, depth: int, blocks: list[_Block], parents: _Carried | No
     for shape, members in groups.items():
         group = [blocks[index] for index in members]
         x = _centred(level, group, shape, tile.train)
+        variance = x[: tile.train].square().sum((0, 2)).max()
+        tile.variance[depth] = torch.maximum(tile.variance[depth], variance)
         above = None if parents is None else parents.of(members)
         if depth == len(tile.levels) - 1:
             _write(tile, level, group, shape, _finish(tile, x, above, len(group)))
@@ -262,6 +270,15 @@ def _centred(
 def _check_finite(values: torch.Tensor) -> None:
     if not bool(torch.isfinite(values).all()):
         raise EvaluatorError("features are not finite; wrong --input-norm, or damaged weights?")
+
+
+def _check_variance(variance: float, epsilon: float) -> None:
+    if variance > MOST_VARIANCE * epsilon:
+        raise EvaluatorError(
+            f"variances of the features sum to {variance:.2g} at a position; with --epsilon "
+            f"{epsilon:g} at most {MOST_VARIANCE * epsilon:.2g} can be scored to 1e-4; raise "
+            "--epsilon, or take a backbone with smaller features"
+        )
 
 
 def _cholesky(matrices: torch.Tensor, epsilon: float) -> torch.Tensor:

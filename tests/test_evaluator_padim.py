@@ -182,6 +182,32 @@ def test_covariance_that_is_not_positive_definite_is_one_line(form):
         scored([values.astype(np.float32)], [[0, 1]], 2, form, 1e-6)
 
 
+def of_variance(total: float, train: int) -> list[np.ndarray]:
+    """30 channels in two layers, whose variances over the first images sum to `total`; two copies.
+
+    Images that were fitted on cancel most.
+    """
+    values = np.random.default_rng(12).normal(size=(train, 30, 1, 1))
+    values *= np.sqrt(total / values.var(axis=0, ddof=1).sum())
+    copied = np.concatenate((values, values[:2])).astype(np.float32)
+    return [copied[:, :12], copied[:, 12:]]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("train", [5, 20, 60])
+def test_variances_up_to_the_most_allowed(form, train):
+    assert_as_naive(of_variance(0.9e11 * 0.01, train), list(range(30)), train, form)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("train", [5, 20, 60])
+def test_variances_beyond_the_most_allowed_are_one_line(form, train):
+    expected = r"variances of the features sum to 2\.\de\+09 .*epsilon 0\.01 .*; raise --epsilon"
+    with pytest.raises(EvaluatorError, match=expected) as caught:
+        scored(of_variance(2.1e11 * 0.01, train), [list(range(30))], train, form)
+    assert "\n" not in caught.value.message
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("image", [1, 7])  # fitted on, scored
 def test_features_that_are_not_numbers_are_one_line(form, image):
