@@ -239,7 +239,14 @@ def audit(root: Path, categories: str | None, layout: str, protocol_name: str) -
 @main.command()
 @click.argument("report", type=click.Path(path_type=Path, file_okay=False))
 def recheck(report: Path) -> None:
-    """Work out every number of a report again, from its statistics and without images."""
+    """Work out the numbers of a report again, from its statistics and without images.
+
+    Metrics, curves, image scores, regions, counts, intervals, comparisons and table follow from the
+    statistics; dimensions, protocol hash and published numbers from this version; maps are read and
+    hashed. Learning curves, shares of layers and other protocols have no statistics: their form is
+    checked, and cells/*.json where it is there. Names, hashes, versions and times are records.
+    report.html and figure6.png are not looked at.
+    """
     with one_line_errors(report, "Interrupted."):
         from evaluator.recheck import recheck as work_out_again
 

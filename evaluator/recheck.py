@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from evaluator.artifacts import read_json
 from evaluator.bootstrap import holm
 from evaluator.cells import cell_statistics, choose_shown, image_scores, shown_levels
@@ -26,6 +28,7 @@ from evaluator.summary import summarise
 from evaluator.table import csv_text, group_of, markdown
 
 PERCENT = 1.5e-4  # four decimals, of which another machine may round the last one differently
+MOST_CHANNELS = 10**6  # of all layers of a network
 P_DRAWS = 4  # so many draws may lie on the other side of 0 on another machine
 
 
@@ -58,6 +61,8 @@ def _report_facts(report: Report) -> Iterator[Fact]:
     if protocol.name != OWN:
         named = PROTOCOLS.get(protocol.name)
         yield f"protocol {protocol.name!r}", named, protocol, EXACT
+    possible = all(0 <= seed < 2**64 for seed in report.seeds)
+    yield "seeds are of 64 bits", True, possible, EXACT
     for what, names in (
         ("seeds", report.seeds),
         ("names of the backbones", [backbone.name for backbone in report.backbones]),
@@ -75,10 +80,13 @@ def _report_facts(report: Report) -> Iterator[Fact]:
 
 
 def _dims_facts(where: str, seeds: Sequence[int], one: RandomDims) -> Iterator[Fact]:
-    yield f"{where}: number of channels", len(one.layers), len(one.channels), EXACT
+    channels = sum(one.channels)
+    possible = min(one.channels) > 0 and one.dims <= channels <= MOST_CHANNELS
+    yield f"{where}: number of channels is possible", True, possible, EXACT
+    yield f"{where}: layers with channels", len(one.layers), len(one.channels), EXACT
     yield f"{where}: seeds", list(seeds), [draw.seed for draw in one.seeds], EXACT
     for draw in one.seeds:
-        drawn = draw_dims(sum(one.channels), one.dims, draw.seed)
+        drawn = draw_dims(channels, one.dims, draw.seed)
         yield f"{where}: indices of seed {draw.seed}", drawn, draw.indices, EXACT
 
 
@@ -94,7 +102,10 @@ def _cell_facts(folder: Path, report: Report, cell: Scores) -> Iterator[Fact]:
         yield f"{where}: {key}", found, stored, tolerance
     size_px = report.protocol.size_px
     yield f"{where}: shown", choose_shown(_listed(record), size_px), cell.shown, EXACT
-    maps = shown_levels(folder, cell)
+    try:
+        maps = shown_levels(folder, cell)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise EvaluatorError(f"{folder / cell.maps.file}: not readable as PNG ({error})") from None
     yield f"{where}: shape of the maps", (len(cell.shown), size_px, size_px), maps.shape, EXACT
 
 
@@ -127,7 +138,8 @@ def _score_facts(cell: Scores, statistics: Sequence[Statistics]) -> Iterator[Fac
     metrics = by_metric([measure(one) for one in statistics])
     yield "names of the metrics", sorted(metrics), sorted(cell.metrics), EXACT
     for metric, values in metrics.items():
-        yield metric, values, cell.metrics[metric], EXACT
+        for seed, value in enumerate(values):
+            yield f"{metric}, seed {seed}", value, cell.metrics[metric][seed], EXACT
     first = statistics[0]
     yield "curves: whether there are any", first.has_masks, cell.curves is not None, EXACT
     if cell.curves is not None:
