@@ -28,7 +28,7 @@ demo: $(VENV)/installed-all
 	  --backbone random=random:resnet18 --backbone direct=$(DEMO)/direct --backbone indirect=$(DEMO)/indirect $(DEMO_EVALUATE)
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses 2
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python -m tests.benchmarks

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,16 +21,23 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Two processes share the tests by file; those of one service stay in one process.
+SERVICES = ("_s3", "_slurm", "_ray")
 
-    `make test` runs them so: many wait for servers, schedulers and subprocesses.
+
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist's; without it nothing is shared
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Processes share the tests by file; the files of one service stay in one process.
+
+    `make test` takes two: many tests wait for servers, schedulers and subprocesses.
     """
-    for item in items:
-        name = item.path.name
-        service = next((word for word in ("s3", "slurm", "ray") if f"_{word}" in name), "")
-        item.add_marker(pytest.mark.xdist_group(service or name))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFileOrService(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return next((service for service in SERVICES if service in file), file)
+
+    return ByFileOrService(config, log)
 
 
 def write_photographs(folder: Path, count: int = 6, size: tuple[int, int] = (48, 40)) -> Path:
