@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -30,10 +30,10 @@ class Protocol(Model):
         "below the centre; -corner: below the upper left corner), then cropped"
     )
     upsampling: Literal["bilinear"] = Field(description="of the distances, half-pixel centres")
-    blur_sigma_px: float = Field(ge=0)
+    blur_sigma_px: float = Field(ge=0, le=100)
     blur_border: BlurBorder = Field(description="reflect: d c b a | a b c d; mirror: d c b | a b c")
-    blur_radius_px: int = Field(ge=0, description="where the kernel ends; 0: at 4 sigmas")
-    epsilon: Annotated[float, Field(gt=0)]
+    blur_radius_px: int = Field(ge=0, le=4096, description="where the kernel ends; 0: at 4 sigmas")
+    epsilon: float = Field(gt=0, le=1e6)
 
     @model_validator(mode="after")
     def _check_crop(self) -> Self:
