@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evaluator.compare import MEAN
+from evaluator.compare import MEAN, distinct_groups
 from evaluator.page_numbers import (
     escaped,
     mean_of,
@@ -18,7 +18,16 @@ from evaluator.page_numbers import (
     signed,
 )
 from evaluator.report import Group, Metric, Report
-from evaluator.table import GROUPS, METRICS, SAME, TITLES, members_of, paper_table
+from evaluator.table import (
+    GROUPS,
+    METRICS,
+    SAME,
+    TITLES,
+    best_and_same,
+    members_of,
+    notes,
+    paper_table,
+)
 
 SMALLEST_REACH = 1e-9  # in points: a plot of differences that are all 0 has a scale too
 PRINTED_COLUMNS = 9  # more do not fit on paper with their intervals
@@ -39,8 +48,7 @@ def columns_of(report: Report) -> list[Column]:
     groups = members_of(report.categories)
     means, categories = [], []
     for group, members in groups.items():
-        # The mean of one category is that category; `all` repeats a group that is alone.
-        if len(members) > 1 and (group != "all" or len(groups) > 2):
+        if group in distinct_groups(groups):
             means.append(Column(group, MEAN, f"{GROUPS[group]} ({len(members)})", members))
         if group != "all":
             categories += [Column(group, name, name, [name]) for name in members]
@@ -56,7 +64,7 @@ def metrics_of(report: Report) -> list[Metric]:
 def tables(report: Report, data: Any) -> str:
     """All metrics' tables and differences; the page's script shows one metric at a time."""
     columns = columns_of(report)
-    parts = []
+    parts = [f'<p class="note">{escaped(note)}</p>' for note in notes(report)]
     for index, metric in enumerate(metrics_of(report)):
         hidden = " hidden" if index else ""
         parts.append(
@@ -113,15 +121,10 @@ def _main_table(report: Report, data: Any, metric: Metric, columns: Sequence[Col
         for index, row in enumerate(report.table)
         if row.metric == metric
     }
-    same = {
-        (pair.group, pair.category, frozenset((pair.a, pair.b))): not pair.distinct
-        for pair in report.comparisons
-        if pair.metric == metric
-    }
     found = [
         (c, [places.get((c.group, c.category, b.name)) for b in report.backbones]) for c in columns
     ]
-    cells = [_column_cells(report, data, places, same) for _, places in found]
+    cells = [_column_cells(report, data, places) for _, places in found]
     body = "".join(
         f'<tr><th scope="row" data-sort="{escaped(backbone.name)}">'
         f"{swatch(index)}{escaped(backbone.name)}</th>"
@@ -185,25 +188,18 @@ def swatch(backbone: int) -> str:
     )
 
 
-def _column_cells(
-    report: Report,
-    data: Any,
-    places: Sequence[int | None],
-    same: Mapping[tuple[Group, str, frozenset[str]], bool],
-) -> list[str]:
+def _column_cells(report: Report, data: Any, places: Sequence[int | None]) -> list[str]:
     """One column's cells: the highest bold, those that cannot be told apart from it marked."""
-    rows = [None if place is None else report.table[place] for place in places]
-    there = [row for row in rows if row is not None]
-    best = max(there, key=lambda row: row.mean, default=None)
+    there = [report.table[place] for place in places if place is not None]
+    best, same = best_and_same(report, there)
     cells = []
-    for place, row in zip(places, rows, strict=True):
-        if place is None or row is None or best is None:
+    for place in places:
+        if place is None:
             cells.append('<td class="none" data-sort="">–</td>')
             continue
-        is_best = len(there) > 1 and row.mean == best.mean
-        pair = (row.group, row.category, frozenset((row.backbone, best.backbone)))
-        sign = SAME if not is_best and same.get(pair, False) else ""
-        cells.append(_cell(report, data, place, is_best, sign))
+        backbone = report.table[place].backbone
+        sign = SAME if backbone in same else ""
+        cells.append(_cell(report, data, place, backbone == best, sign))
     return cells
 
 
@@ -230,7 +226,7 @@ def _cell(report: Report, data: Any, place: int, is_best: bool, sign: str) -> st
 def _legend(report: Report, metric: Metric) -> str:
     parts = []
     if len(report.backbones) > 1:
-        parts.append("<b>Bold</b>: highest of ours in the column.")
+        parts.append("<b>Bold</b>: highest of ours in the column, the first one of equals.")
     if any(pair.metric == metric for pair in report.comparisons):
         parts.append(
             f"<b>{SAME}</b>: cannot be told apart from it (paired bootstrap over images, "
@@ -238,11 +234,14 @@ def _legend(report: Report, metric: Metric) -> str:
             "neither bold nor marked is distinct from the best."
         )
     elif len(report.backbones) > 1:
-        parts.append("This metric was not resampled: no comparison says which cells are distinct.")
+        parts.append(
+            "This metric was not resampled: no comparison says which cells are distinct; "
+            f"<b>{SAME}</b> marks the same number."
+        )
     if any(row.metric == metric and row.low is not None for row in report.table):
         parts.append(
             f"Small: {100 * report.bootstrap.level:g} % bootstrap interval over test images (not "
-            "over training runs)."
+            "over training runs, random dimensions, training photographs or categories)."
         )
     return " ".join(parts)
 

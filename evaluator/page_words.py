@@ -261,12 +261,20 @@ def methods(report: Report) -> str:
         "Everything else depends on the order of the scores alone.",
         "<b>Intervals.</b> The test photographs are drawn again with replacement, good and "
         "defective ones apart, the same draws for every backbone. The intervals and p-values say "
-        "how far the numbers move with other photographs of the same kind. They do not cover "
-        "another pre-training run with the same recipe, other training photographs, or another "
-        "camera. Standard deviations are over the seeds of the random dimensions alone.",
-        "<b>Comparisons.</b> Paired: both backbones see the same draws. Two-sided p-values, "
-        "corrected by Holm's method over all pairs and categories of a metric; the groups' means "
-        "are a family of their own.",
+        "how far the numbers move with other test photographs of the same kind. They do not cover "
+        "four things: another pre-training run with the same recipe; other random dimensions (the "
+        "mean over the seeds is taken as it is, and with one seed one draw counts as the truth); "
+        "other normal photographs to fit on; other categories (the mean of a group is about its "
+        "categories, not about others like them). Standard deviations are over the seeds of the "
+        "random dimensions alone. With fewer than ten good or defective photographs, the intervals "
+        "are too narrow.",
+        "<b>Comparisons.</b> Paired: both backbones see the same draws. Two-sided p: the larger "
+        "one of the bootstrap's and of a t test whose variance comes from leaving out each "
+        "photograph in turn, so that few photographs are not taken for many; never below "
+        "2 / 2<sup>n</sup> for n photographs, and 1 where good or defective ones are a single one. "
+        "Corrected by "
+        "Holm's method over all pairs and categories of a metric; the groups' means are a family "
+        "of their own, without those that repeat a category or another group.",
         "<b>Maps.</b> A colour says which share of the pixels of the category's good test "
         "photographs the same backbone scores as high, so that colours mean the same in every "
         "column. Maps, curves and scores of photographs are of the first seed. A photograph's "

@@ -28,6 +28,7 @@ Metric = Literal[
     "image_ap",
     "image_f1_max",
 ]
+MOST_DRAWS = 100_000  # all draws of the groups and of one category are held at once
 Group = Literal["low", "other", "own", "all"]
 
 
@@ -278,7 +279,7 @@ class ProtocolMove(Model):
 class Bootstrap(Model):
     """How the intervals were made: images resampled, good and defective ones apart."""
 
-    draws: int = Field(ge=0, le=1_000_000)
+    draws: int = Field(ge=0, le=MOST_DRAWS)
     seed: int = Field(ge=0, lt=2**32)
     level: Share
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from evaluator.compare import MEAN
+from evaluator.compare import MEAN, distinct_groups, undecidable
 from evaluator.metrics import mean_and_sd
 from evaluator.report import (
     CategoryRecord,
@@ -133,6 +133,8 @@ def csv_text(rows: Sequence[TableRow]) -> str:
 
 
 SAME = "≈"  # beside a cell that cannot be told apart from the best of its line
+FEW_IMAGES = 10  # of a kind: percentile intervals of fewer are visibly too narrow
+NAMED = 5  # categories that a note names
 
 
 def markdown(report: Report) -> str:
@@ -144,37 +146,76 @@ def markdown(report: Report) -> str:
     for metric in PRINTED:
         if not any(row.metric == metric for row in report.table):
             continue
-        others = _printed_elsewhere(report, metric, list(group))
+        lines = _lines(report, metric, names, group)
+        paper = _paper_columns(metric, list(group))
         rows = [
-            [label, *cells, *(_mean_or_dash(column, members) for column in others.values())]
-            for label, members, cells in _lines(report, metric, names, group)
+            [label, *cells, *(_mean_or_dash(column, members) for column in paper.values())]
+            for label, members, cells in lines
         ]
-        head = ["category", *names, *others]
+        head = ["category", *names, *paper]
         spread = f"mean ± sd of {n_seeds} seeds" if n_seeds > 1 else "one seed"
         parts.append(f"**{TITLES[metric]}, % ({spread})**\n\n{_aligned(head, rows)}")
+        parts += _published_table(report, metric, lines)
     if report.comparisons:
         parts.append(
             f"{SAME}: not told apart from the best of its line (paired bootstrap over images, "
             f"Holm-corrected, {report.bootstrap.level:.0%})."
         )
-    return "\n\n".join(parts) + "\n"
+    elif any(SAME in part for part in parts):
+        parts.append(f"{SAME}: the same as the best of its line; nothing was resampled.")
+    return "\n\n".join(parts + notes(report)) + "\n"
 
 
-def _printed_elsewhere(
-    report: Report, metric: Metric, categories: Sequence[str]
-) -> dict[str, dict[str, float]]:
-    """Columns of numbers from elsewhere, each by category: the paper's Table 1, published ones."""
+def notes(report: Report) -> list[str]:
+    """What limits the comparisons of this report, a sentence each; nothing without comparisons."""
+    if not report.comparisons:
+        return []
+    draws, level = report.bootstrap.draws, report.bootstrap.level
+    found = [
+        f"{one.category} ({one.test_good} good, {one.test_defective} defective)"
+        for one in report.categories
+        if min(one.test_good, one.test_defective) < FEW_IMAGES
+    ]
+    sentences = []
+    if told := undecidable(report.comparisons, draws, level):
+        sentences.append(f"{told[0].upper()}{told[1:]}.")
+    if found:
+        more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
+        sentences.append(
+            f"Fewer than {FEW_IMAGES} test images of a kind: {', '.join(found[:NAMED])}{more}. "
+            "There the p-values allow for it, but the intervals are too narrow."
+        )
+    return sentences
+
+
+def _paper_columns(metric: Metric, categories: Sequence[str]) -> dict[str, dict[str, float]]:
+    """The columns of the paper's Table 1, each by category; none where it has none of these."""
+    if metric != "pixel_auroc" or not any(name in paper_table().values for name in categories):
+        return {}
+    return {
+        f"paper: {column}": {name: printed[index] for name, printed in paper_table().values.items()}
+        for index, column in enumerate(paper_table().columns)
+    }
+
+
+def _published_table(
+    report: Report, metric: Metric, lines: Sequence[tuple[str, list[str], list[str]]]
+) -> list[str]:
+    """The published numbers in a table of their own, lines as above it; none without any."""
     columns: dict[str, dict[str, float]] = {}
-    if metric == "pixel_auroc" and any(name in paper_table().values for name in categories):
-        for index, column in enumerate(paper_table().columns):
-            columns[f"paper: {column}"] = {
-                name: printed[index] for name, printed in paper_table().values.items()
-            }
     for entry in report.published:
         if entry.metric == metric:
             values = columns.setdefault(f"{entry.source}, {entry.arch}", {})
             values[entry.category] = entry.value
-    return columns
+    rows = [
+        [label, *(_mean_or_dash(column, members) for column in columns.values())]
+        for label, members, _ in lines
+        if any(set(members) <= set(column) for column in columns.values())
+    ]
+    if not rows:
+        return []
+    table = _aligned(["category", *columns], rows)
+    return [f"**{TITLES[metric]}, % (printed elsewhere, not measured here)**\n\n{table}"]
 
 
 def _mean_or_dash(column: Mapping[str, float], members: Sequence[str]) -> str:
@@ -192,14 +233,17 @@ def _lines(
         (row.group, row.category, row.backbone): row for row in report.table if row.metric == metric
     }
     lines = []
-    for kind in GROUPS:
-        members = [name for name, its_group in group.items() if kind in (its_group, "all")]
+    every: dict[Group, list[str]] = {
+        kind: [name for name, its_group in group.items() if kind in (its_group, "all")]
+        for kind in GROUPS
+    }
+    means = distinct_groups(every)
+    for kind, members in every.items():
         listed = [] if kind == "all" else members
         for category in listed:
             rows = [found.get((kind, category, name)) for name in names]
             lines.append((category, [category], _cells(report, rows)))
-        # The mean of one category is that category; `all` repeats a group that is alone.
-        if len(members) > 1 and (kind != "all" or len(set(group.values())) > 1):
+        if kind in means:
             rows = [found.get((kind, MEAN, name)) for name in names]
             lines.append((f"mean of {len(members)}: {GROUPS[kind]}", members, _cells(report, rows)))
     return lines
@@ -207,19 +251,28 @@ def _lines(
 
 def _cells(report: Report, rows: Sequence[TableRow | None]) -> list[str]:
     """The cells of one line, marked where they cannot be told apart from its best."""
-    there = [row for row in rows if row is not None]
-    if not there:
-        return ["–"] * len(rows)
-    best = max(there, key=lambda row: row.mean)
-    same = {
-        name
-        for pair in report.comparisons
-        if (pair.group, pair.category, pair.metric) == (best.group, best.category, best.metric)
-        and not pair.distinct
-        and best.backbone in (pair.a, pair.b)
-        for name in (pair.a, pair.b)
-    } - {best.backbone}
+    same = best_and_same(report, [row for row in rows if row is not None])[1]
     return ["–" if row is None else _cell(row, row.backbone in same) for row in rows]
+
+
+def best_and_same(report: Report, rows: Sequence[TableRow]) -> tuple[str | None, set[str]]:
+    """Of the rows of one line: the backbone with the highest mean (the first one of several), and
+    those that cannot be told apart from it; where nothing was resampled, those with its mean."""
+    if len(rows) < 2:
+        return None, set()
+    best = max(rows, key=lambda row: row.mean)
+    here = (best.group, best.category, best.metric)
+    distinct = {
+        pair.b if pair.a == best.backbone else pair.a: pair.distinct
+        for pair in report.comparisons
+        if (pair.group, pair.category, pair.metric) == here and best.backbone in (pair.a, pair.b)
+    }
+    same = {
+        row.backbone
+        for row in rows
+        if row is not best and not distinct.get(row.backbone, row.mean != best.mean)
+    }
+    return best.backbone, same
 
 
 def _cell(row: TableRow, same: bool) -> str:

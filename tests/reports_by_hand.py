@@ -60,7 +60,7 @@ def make_report(
             "categories": records,
             "scores": scores,
             "table": table,
-            "comparisons": _comparisons(table, models),
+            "comparisons": _comparisons(table, models, records),
             "published": [
                 {
                     "source": "PaDiM paper",
@@ -268,11 +268,19 @@ def _table(
     return rows
 
 
-def _comparisons(table: Sequence[dict[str, Any]], models: Sequence[str]) -> list[dict[str, Any]]:
+def _comparisons(
+    table: Sequence[dict[str, Any]], models: Sequence[str], records: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    groups = [record["group"] for record in records]
+    repeated = {group for group in groups if groups.count(group) == 1}
+    if len(set(groups)) == 1:
+        repeated.add("all")
     found = []
     rows = {(r["group"], r["category"], r["metric"], r["backbone"]): r["mean"] for r in table}
     lines = dict.fromkeys((r["group"], r["category"], r["metric"]) for r in table)
     for line in lines:
+        if line[1] == "mean" and line[0] in repeated:
+            continue
         for a, b in itertools.combinations(models, 2) if line[2] in COMPARED else ():
             difference = round(rows[*line, a] - rows[*line, b], 4)
             p = round(min(1.0, 2 ** -abs(difference)), 4)

@@ -2,11 +2,21 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from evaluator.bootstrap import bootstrap, holm, image_weights, interval, p_value
+from evaluator.bootstrap import (
+    holm,
+    image_weights,
+    interval,
+    p_value,
+    resampler,
+    t_test_p,
+    weight_chunks,
+    without_each,
+)
 from evaluator.metrics import LIMITS, METRICS, measure
-from evaluator.statistics import statistics
+from evaluator.statistics import Statistics, statistics
 from tests import naive
 from tests.evaluator_scores import count, tied_category
 
@@ -24,9 +34,18 @@ def smooth_category(images: int = 30, size: int = 48):
     return (noise + strength * masks + rng.random(masks.shape)).astype(np.float32), masks
 
 
+def weights_of(defective, draws, seed):
+    return image_weights(defective, draws, np.random.Philox(key=seed))
+
+
+def bootstrap(s, weights, metric):
+    function = resampler(s, metric)
+    return None if function is None else function(weights)
+
+
 def test_weights_keep_the_number_of_good_and_defective_images():
     defective = np.arange(11) % 3 == 0
-    weights = image_weights(defective, 200, seed=1)
+    weights = weights_of(defective, 200, seed=1)
     assert weights.dtype == np.uint16
     assert weights.shape == (200, 11)
     assert set(weights[:, defective].sum(axis=1)) == {4}
@@ -43,15 +62,28 @@ def test_weights_follow_from_the_seed():
         chosen = [value * 2 >> 32 for value in upper[:2]]
         chosen += [2 + (value * 3 >> 32) for value in upper[2:]]
         expected.append([chosen.count(image) for image in range(5)])
-    assert image_weights(defective, 2, seed=7).tolist() == expected
-    assert image_weights(defective, 9, seed=7)[:2].tolist() == expected
-    assert image_weights(defective, 2, seed=8).tolist() != expected
+    assert weights_of(defective, 2, seed=7).tolist() == expected
+    assert weights_of(defective, 9, seed=7)[:2].tolist() == expected
+    assert weights_of(defective, 2, seed=8).tolist() != expected
+
+
+@pytest.mark.parametrize("rows", [1, 3, 7, 20, 50])
+def test_weights_do_not_depend_on_the_size_of_the_chunks(rows):
+    defective = np.arange(7) % 3 == 0
+    chunks = list(weight_chunks(defective, 20, seed=5, rows=rows))
+    assert max(map(len, chunks)) == min(rows, 20)
+    np.testing.assert_array_equal(np.concatenate(chunks), weights_of(defective, 20, seed=5))
+
+
+def test_each_image_is_left_out_once():
+    chunks = [chunk.tolist() for chunk in without_each(3, 2)]
+    assert chunks == [[[0, 1, 1], [1, 0, 1]], [[1, 1, 0]]]
 
 
 def test_exact_draws_equal_metrics_of_resampled_maps():
     maps, masks, defective = tied_category(seed=1, images=9)
     s = count(maps, masks, defective)
-    weights = image_weights(defective, 12, seed=0)
+    weights = weights_of(defective, 12, seed=0)
     found = {name: bootstrap(s, weights, name) for name in METRICS}
     for draw, weight in enumerate(weights):
         chosen = np.repeat(np.arange(9), weight)
@@ -67,7 +99,7 @@ def test_exact_draws_equal_metrics_of_resampled_maps():
 def test_aupro_draws_are_near_those_of_resampled_maps():
     maps, masks = smooth_category()
     s = count(maps, masks)
-    weights = image_weights(s.image_defective, 15, seed=0)
+    weights = weights_of(s.image_defective, 15, seed=0)
     for metric, limit in LIMITS.items():
         found = bootstrap(s, weights, metric)
         for draw, weight in enumerate(weights):
@@ -86,7 +118,7 @@ def test_draw_of_every_image_once_is_the_metric(metric):
 
 def test_metrics_that_cannot_be_resampled_are_none():
     maps, masks, defective = tied_category()
-    weights = image_weights(defective, 3, seed=0)
+    weights = weights_of(defective, 3, seed=0)
     none = [name for name in METRICS if bootstrap(count(maps, masks), weights, name) is None]
     assert none == ["pixel_ap", "pixel_f1_max", "image_f1_max"]
     without = statistics(maps, None, defective)
@@ -116,6 +148,67 @@ def test_p_value_by_hand():
     assert p_value(np.arange(-3, 96.0)) == pytest.approx(2 * 5 / 100)  # -3 -2 -1 0
     assert p_value(np.zeros(10)) == 1
     assert p_value(np.array([np.nan, *positive])) == pytest.approx(2 * 1 / 100)
+
+
+def test_difference_of_the_last_bit_is_no_difference():
+    assert p_value(np.full(100, 1e-14)) == 1
+    assert p_value(np.full(100, -1e-14)) == 1
+    assert t_test_p(1e-14, [np.array([1.0, 2.0, 3.0])]) == 1
+
+
+def test_t_test_p_of_one_kind_is_student_s():
+    # The jackknife of a mean is its own standard error: leaving x out moves it by -x / (n - 1).
+    values = np.array([2.0, 5.0, 3.0, 6.0, 1.0, 4.0, 9.0])
+    without = (values.sum() - values) / 6
+    expected = stats.ttest_1samp(values, 0).pvalue
+    assert t_test_p(float(values.mean()), [without]) == pytest.approx(max(expected, 2 / 2**7))
+
+
+def test_t_test_p_of_two_kinds_is_welch_s():
+    one, two = np.array([2.0, 5.0, 3.0, 6.0]), np.array([2.0, 4.5, 3.0, 0.5, 1.0])
+    without = [(one.sum() - one) / 3, -(two.sum() - two) / 4]
+    expected = stats.ttest_ind(one, two, equal_var=False).pvalue
+    assert t_test_p(float(one.mean() - two.mean()), without) == pytest.approx(expected)
+
+
+def test_t_test_p_is_bounded_by_the_number_of_images():
+    alike = np.full(3, 5.0)
+    assert t_test_p(5.0, [alike, alike]) == 2 / 2**6
+    assert t_test_p(5.0, [alike, alike[:1]]) == 1
+    assert t_test_p(5.0, [alike, np.array([np.nan, 1.0, 1.0])]) == 1
+
+
+@pytest.mark.parametrize(("good", "bad"), [(2, 3), (5, 5), (10, 10)])
+def test_equally_good_backbones_are_rarely_told_apart(good, bad):
+    """Pixel AUROC of two detectors that differ by chance alone; the bootstrap's p alone is below
+    0.05 in about 22, 15 and 10 % of cases."""
+    rng = np.random.default_rng(0)
+    defective = np.arange(good + bad) >= good
+    below = 0
+    for case in range(200):
+        pair = [two_levels(rng, good, bad) for _ in range(2)]
+        functions = [resampler(s, "pixel_auroc") for s in pair]
+        draws, without, value = (
+            100 * (functions[0](weights) - functions[1](weights))
+            for weights in (
+                weights_of(defective, 200, case),
+                next(without_each(good + bad, 100)),
+                np.ones((1, good + bad), np.uint16),
+            )
+        )
+        t_test = t_test_p(float(value[0]), [without[defective], without[~defective]])
+        below += max(p_value(draws), t_test) < 0.05
+    assert below <= 16  # 8 %: two standard deviations above 5 %
+
+
+def two_levels(rng: np.random.Generator, good: int, bad: int) -> Statistics:
+    """Images of 4 x 4 pixels, each with its own level, defects a level of their own above it."""
+    maps = rng.normal(size=(good + bad, 4, 4)) + rng.normal(0, 0.3, (good + bad, 1, 1))
+    regions = np.zeros(maps.shape, np.int32)
+    for image in range(good, good + bad):
+        regions[image, :2, :2] = image - good + 1
+        maps[image, :2, :2] += rng.normal(2, 0.7)
+    return statistics(maps.astype(np.float32), regions, np.arange(good + bad) >= good)
 
 
 def test_holm_by_hand():

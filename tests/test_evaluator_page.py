@@ -19,7 +19,7 @@ from evaluator.page import write_page
 from evaluator.page_numbers import pointer, probability, signed
 from evaluator.page_panels import choose, disagreement, map_url, outline, palette
 from evaluator.report import Report
-from evaluator.table import paper_table
+from evaluator.table import markdown, paper_table
 from tests.reports_by_hand import make_panels, make_report
 
 HOSTILE = "</script><script>document.title='taken'</script>\"'><img src=x onerror=alert(1)>&amp;"
@@ -155,9 +155,8 @@ def test_page_shows_the_whole_table_all_comparisons_and_all_scores(report, read)
         for key in keys:
             shown = pointer(("table", index, key)) in places
             assert shown == (row.category != "mean" or row.group not in single)
-    for index, pair in enumerate(report.comparisons):
-        if pair.category != "mean":
-            assert pointer(("comparisons", index, "p_holm")) in places
+    for index in range(len(report.comparisons)):
+        assert pointer(("comparisons", index, "p_holm")) in places
     for index, cell in enumerate(report.scores):
         for image in range(len(cell.images)):
             assert pointer(("scores", index, "images", image, "score", 0)) in places
@@ -235,6 +234,44 @@ def test_best_is_bold_and_what_cannot_be_told_apart_is_marked():
         (False, True),
     ]
     assert "Not told apart from it: BTAD indirect" in text
+
+
+def test_first_of_equals_is_bold_and_the_others_are_marked_as_in_the_markdown():
+    made = make_report(categories=1, backbones=2)
+    rows = [row.model_copy(update={"mean": 100.0, "sd": None}) for row in made.table]
+    pairs = [
+        pair.model_copy(update={"difference": 0.0, "p_holm": 1.0, "distinct": False})
+        for pair in made.comparisons
+    ]
+    for changes in ({"comparisons": pairs}, {"comparisons": []}):
+        equal = made.model_copy(update={"table": rows, **changes})
+        table = page_of(equal, []).split('<table class="main')[1].split("</table>")[0]
+        lines = [line for line in table.split("<tr>") if 'scope="row" data-sort' in line]
+        assert [("<b>" in line, "≈" in line) for line in lines] == [(True, False), (False, True)]
+        line = next(line for line in markdown(equal).splitlines() if line.startswith("| bolt"))
+        assert [cell.strip() for cell in line.split("|")[2:4]] == ["100.0", "100.0 ≈"]
+
+
+def test_page_tells_what_limits_the_comparisons():
+    made = make_report(categories=["bolt"], backbones=2)
+    text = page_of(made, [])
+    assert "Fewer than 10 test images of a kind: bolt (2 good, 4 defective)." in text
+    assert "cannot tell anything apart" not in text
+    few = made.model_copy(update={"bootstrap": made.bootstrap.model_copy(update={"draws": 20})})
+    assert "20 draws cannot tell anything apart among 1 comparison;" in page_of(few, [])
+    many = make_report(categories=["bolt"], backbones=2, images=30)
+    assert 'class="note"' not in page_of(many, [])
+
+
+def test_page_names_what_intervals_do_not_cover():
+    text = page_of(make_report(), [])
+    for words in (
+        "another pre-training run",
+        "other random dimensions",
+        "other normal photographs to fit on",
+        "other categories",
+    ):
+        assert words in text
 
 
 def test_panels_where_backbones_disagree_most_come_first():

@@ -9,7 +9,7 @@ import evaluator
 from evaluator.artifacts import parse_model, readable_json
 from evaluator.errors import EvaluatorError
 from evaluator.report import Published, Report, TableRow
-from evaluator.table import TITLES, csv_text, group_of, markdown, paper_table, table_rows
+from evaluator.table import TITLES, csv_text, group_of, markdown, notes, paper_table, table_rows
 
 PAGE = Path(evaluator.__file__).with_name("REPORT.md").read_text(encoding="utf-8")
 EXAMPLE, SCHEMA = (json.loads(part.split("```")[0]) for part in PAGE.split("```json\n")[1:])
@@ -157,16 +157,39 @@ def test_markdown_marks_what_is_not_told_apart_from_the_best():
         assert lines[0].count("≈") == marks
 
 
-def test_markdown_puts_published_numbers_beside():
+def test_markdown_puts_published_numbers_into_a_table_below():
     report = two_categories()
     entry = {"source": "somewhere", "arch": "resnet18", "category": "bottle", "value": 98.25}
     published = [Published(**entry, metric="pixel_auroc"), Published(**entry, metric="aupro_30")]
     text = markdown(report.model_copy(update={"table": rows_of(report), "published": published}))
-    for part in text.split("**Image")[0].split("**AUPRO"):
-        lines = [[cell.strip() for cell in line.split("|")] for line in part.splitlines()]
-        column = next(line for line in lines if line[1:2] == ["category"]).index(
-            "somewhere, resnet18"
-        )
-        found = {line[1]: line[column] for line in lines if len(line) > column}
-        assert found["bottle"] == "98.2"
-        assert found["bolt"] == "–"
+    parts = text.split("\n\n")
+    assert [part for part in parts if part.startswith("**")] == [
+        "**Pixel AUROC, % (mean ± sd of 2 seeds)**",
+        "**Pixel AUROC, % (printed elsewhere, not measured here)**",
+        "**AUPRO up to 30 % false positives, % (mean ± sd of 2 seeds)**",
+        "**AUPRO up to 30 % false positives, % (printed elsewhere, not measured here)**",
+        "**Image AUROC, % (mean ± sd of 2 seeds)**",
+    ]
+    assert parts[3] == (
+        "| category | somewhere, resnet18 |\n"
+        "| -------- | ------------------: |\n"
+        "| bottle   |                98.2 |"
+    )
+    assert "somewhere" not in parts[1]
+
+
+def test_markdown_tells_what_limits_the_comparisons():
+    report = report_with()
+    few = report.bootstrap.model_copy(update={"draws": 10})
+    text = markdown(report.model_copy(update={"bootstrap": few}))
+    assert "\n10 draws cannot tell anything apart among " in text
+    record = report.categories[0]
+    images = {"test_good": 9, "test_defective": 10}
+    categories = [record.model_copy(update={"category": f"part{i}", **images}) for i in range(7)]
+    assert notes(report.model_copy(update={"categories": categories})) == [
+        "Fewer than 10 test images of a kind: part0 (9 good, 10 defective), "
+        "part1 (9 good, 10 defective), part2 (9 good, 10 defective), "
+        "part3 (9 good, 10 defective), part4 (9 good, 10 defective) and 2 more. "
+        "There the p-values allow for it, but the intervals are too narrow."
+    ]
+    assert notes(report.model_copy(update={"comparisons": []})) == []
