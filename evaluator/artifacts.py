@@ -110,7 +110,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     two writers of the same path cannot mix their bytes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    name = path.name.encode()[:200].decode(errors="ignore")  # file names end at 255 bytes
+    name = os.fsencode(path.name)[:200].decode(errors="ignore")  # file names end at 255 bytes
     temporary = path.with_name(f".{name}.tmp-{os.getpid()}")
     try:
         with temporary.open("wb") as file:

@@ -7,6 +7,7 @@ Vovk, Gammerman, Shafer, "Algorithmic learning in a random world", 2005; Laxhamm
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 from collections.abc import Sequence
 from fractions import Fraction
@@ -30,6 +31,38 @@ def least_held_out(rate: float) -> int:
     19
     """
     return math.ceil(1 / Fraction(repr(rate))) - 1
+
+
+def held_out_of(count: int, share: float) -> int:
+    """How many of `count` photographs a share is, rounded."""
+    return round(Fraction(repr(share)) * count)
+
+
+def least_in_all(rate: float, share: float, least_rest: int) -> int:
+    """The fewest photographs of which `share` suffices for `rate` and `least_rest` are left.
+
+    >>> least_in_all(0.05, 0.25, 2)
+    75
+    """
+    needed, exact = least_held_out(rate), Fraction(repr(share))
+    # Rounding moves the answer by less than one photograph on either side.
+    start = max(needed + least_rest, (needed - 1) // exact, (least_rest - 1) // (1 - exact))
+    return next(n for n in itertools.count(start) if _suffices(n, share, rate, least_rest))
+
+
+def sufficient_share(count: int, rate: float, near: float, least_rest: int) -> float | None:
+    """The whole per cent nearest to `near` that suffices of `count` photographs; None: none does.
+
+    >>> sufficient_share(40, 0.05, 0.2, 2)
+    0.47
+    """
+    shares = [k / 100 for k in range(1, 100) if _suffices(count, k / 100, rate, least_rest)]
+    return min(shares, key=lambda share: abs(share - near), default=None)
+
+
+def _suffices(count: int, share: float, rate: float, least_rest: int) -> bool:
+    held_out = held_out_of(count, share)
+    return held_out >= least_held_out(rate) and count - held_out >= least_rest
 
 
 def threshold(scores: Sequence[float], rate: float) -> float:

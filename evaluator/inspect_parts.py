@@ -19,14 +19,15 @@ from PIL import Image
 from tqdm import tqdm
 
 from evaluator import conformal
-from evaluator.artifacts import remove_leftovers, write_bytes
+from evaluator.artifacts import write_bytes
 from evaluator.errors import EvaluatorError
 from evaluator.heat_map import Verdict, draw, original_place
-from evaluator.images import FORMATS, read_file
-from evaluator.model import Inspector, load_model
-from evaluator.photographs import Decoded, decoded_batches, find_photographs
+from evaluator.images import DAMAGE, FORMATS
+from evaluator.inspect_list import MAPS_FOLDER, SCORES_FILE, Part, list_parts
+from evaluator.model import NOT_FINITE, Inspector, are_finite, load_model
+from evaluator.out_folder import prepare_out
+from evaluator.photographs import Decoded, decoded_batches, read_photograph, turned_line
 
-SCORES_FILE, MAPS_FOLDER = "scores.csv", "maps"
 MAX_CSV_BYTES = 2**30
 
 
@@ -43,14 +44,6 @@ class InspectOptions:
 
 
 @dataclass(frozen=True)
-class Part:
-    """A photograph, and where its picture goes below the folder of maps."""
-
-    path: Path
-    picture: PurePosixPath
-
-
-@dataclass(frozen=True)
 class Scored:
     """Map float32 [size, size] and score of a photograph; the seconds of decoding and scoring."""
 
@@ -61,7 +54,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of scores.csv; what an unreadable photograph lacks is empty."""
+    """One line of scores.csv; what a photograph that cannot be judged lacks is empty."""
 
     file: str
     score: str = ""
@@ -77,12 +70,18 @@ class Row:
 
 @dataclass(frozen=True)
 class Inspected:
-    """What came of it: the counts add up to the photographs given."""
+    """What came of it: accepted, rejected and unreadable add up to the photographs given."""
 
     accepted: int
     rejected: int
     unreadable: int
+    without_picture: int
     seconds: float
+
+    @property
+    def complete(self) -> bool:
+        """Whether every photograph has been judged, and drawn where that was wanted."""
+        return not (self.unreadable or self.without_picture)
 
     @property
     def summary(self) -> str:
@@ -90,50 +89,25 @@ class Inspected:
         readable = self.accepted + self.rejected
         rate = readable / self.seconds if self.seconds > 0 else 0.0
         unreadable = f", {self.unreadable} unreadable" if self.unreadable else ""
+        without = f"; {self.without_picture} pictures not written" if self.without_picture else ""
         return (
             f"{readable + self.unreadable} photographs: {self.accepted} accepted, {self.rejected} "
-            f"rejected{unreadable}; {rate:.1f} images/s"
+            f"rejected{unreadable}{without}; {rate:.1f} images/s"
         )
 
 
-def list_parts(paths: Sequence[Path], out: Path) -> list[Part]:
-    """The photographs of files and folders, each once, every one with a picture of its own.
+def inspect(options: InspectOptions, rows: list[Row]) -> Inspected:
+    """Score every photograph and write scores.csv and the pictures; an interrupt keeps `rows`.
 
-    What lies below `out` is ours and not looked at. Raises EvaluatorError where nothing is left.
+    `rows` is filled as the batches come, so that who catches the interrupt knows what is kept.
     """
-    inner_of: dict[Path, Path] = {}  # photograph -> its path below the folder that was given
-    for given in paths:
-        if given.is_dir():
-            for path in find_photographs(given):
-                inner_of.setdefault(path, path.relative_to(given))
-        else:
-            inner_of.setdefault(given, Path(given.name))
-    ours = out.resolve()
-    seen: set[Path] = set()
-    taken: set[str] = set()
-    parts = []
-    for path, inner in inner_of.items():
-        real = path.resolve()
-        if real in seen or real.is_relative_to(ours):
-            continue
-        seen.add(real)
-        picture, number = inner.with_suffix(".png"), 2
-        while str(picture).casefold() in taken:  # some file systems ignore case
-            picture, number = inner.with_name(f"{inner.stem}-{number}.png"), number + 1
-        taken.add(str(picture).casefold())
-        parts.append(Part(path, PurePosixPath(picture.as_posix())))
-    if not parts:
-        raise EvaluatorError(f"{', '.join(map(str, paths))}: no photographs to inspect")
-    return parts
-
-
-def inspect(options: InspectOptions) -> Inspected:
-    """Score every photograph and write scores.csv and the pictures; an interrupt keeps the rows."""
-    parts = list_parts(options.paths, options.out)
+    listed = list_parts(options.paths, options.out)
+    for note in listed.notes:
+        click.echo(note, err=True)
+    parts, turned = listed.parts, 0
     model = load_model(options.model, options.device)
-    options.out.mkdir(parents=True, exist_ok=True)
+    prepare_out(options.out)
     _remove_earlier(options.out)
-    rows: list[Row] = []
     started = time.perf_counter()
     with (
         _kept(options.out, rows),
@@ -146,11 +120,23 @@ def inspect(options: InspectOptions) -> Inspected:
         for batch in batches:
             here = parts[len(rows) : len(rows) + len(batch)]
             rows += _batch_rows(model, here, batch, options, pool)
+            turned += sum(item.turned for item in batch)
             bar.update(len(batch))
+    for line in turned_line(turned):
+        click.echo(line, err=True)
+    return _counted(rows, time.perf_counter() - started)
+
+
+def _counted(rows: Sequence[Row], seconds: float) -> Inspected:
     rejected = sum(row.rejected == "1" for row in rows)
-    unreadable = sum(bool(row.error) for row in rows)
-    seconds = time.perf_counter() - started
-    return Inspected(len(rows) - rejected - unreadable, rejected, unreadable, seconds)
+    unreadable = sum(not row.rejected for row in rows)
+    return Inspected(
+        accepted=len(rows) - rejected - unreadable,
+        rejected=rejected,
+        unreadable=unreadable,
+        without_picture=sum(bool(row.rejected and row.error) for row in rows),
+        seconds=seconds,
+    )
 
 
 @contextlib.contextmanager
@@ -177,35 +163,51 @@ def _batch_rows(
     """The rows of one batch, in order; its pictures are written when it returns."""
     started = time.perf_counter()
     readable = [item.pixels for item in batch if item.pixels is not None]
-    results: Iterator[tuple[npt.NDArray[np.float32], np.float32]] = iter(())
+    results: Iterator[tuple[npt.NDArray[np.float32], float, np.bool_]] = iter(())
     if readable:
-        results = zip(*model(np.stack(readable)), strict=True)
+        maps, scores = model(np.stack(readable))
+        results = iter(zip(maps, scores.tolist(), are_finite(maps, scores), strict=True))
     each_s = (time.perf_counter() - started) / max(1, len(readable))
     rows: list[Row | Future[Row]] = []
     for part, item in zip(parts, batch, strict=True):
         if item.fault is not None:
-            click.echo(f"unreadable: {item.fault.message}", err=True)
-            rows.append(Row(str(part.path), error=item.fault.message))
-        else:
-            scores, score = next(results)
-            scored = Scored(scores, float(score), item.seconds + each_s)
+            rows.append(_row_without_score(part, item.fault.message))
+            continue
+        one_map, value, finite = next(results)
+        if finite:
+            scored = Scored(one_map, value, item.seconds + each_s)
             rows.append(pool.submit(_part_row, model, part, scored, options))
+        else:
+            rows.append(_row_without_score(part, f"{part.path}: {NOT_FINITE}"))
     return [row if isinstance(row, Row) else row.result() for row in rows]
+
+
+def _row_without_score(part: Part, message: str) -> Row:
+    click.echo(f"unreadable: {message}", err=True)
+    return Row(str(part.path), error=message)
 
 
 def _part_row(model: Inspector, part: Part, scored: Scored, options: InspectOptions) -> Row:
     """The row of one part; its picture is written first."""
     protocol = model.record.protocol
-    data = read_file(part.path)
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        size = image.size
+    try:
+        data = read_photograph(part.path)
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            size = image.size
+    except (EvaluatorError, *DAMAGE) as error:  # it was readable a moment ago
+        return _row_without_score(part, f"{part.path}: changed while it was inspected ({error})")
     row, column = divmod(int(scored.map.argmax()), protocol.size_px)
     place = original_place(row, column, size, protocol)
     verdict = Verdict(str(part.path), scored.score, model.threshold, place)
-    picture = ""
+    picture, fault = "", ""
     if options.maps:
-        picture = str(PurePosixPath(MAPS_FOLDER) / part.picture)
-        write_bytes(options.out / picture, draw(data, scored.map, verdict, protocol))
+        try:
+            picture = str(PurePosixPath(MAPS_FOLDER) / part.picture)
+            write_bytes(options.out / picture, draw(data, scored.map, verdict, protocol))
+        except OSError as error:
+            fault = f"{options.out / picture}: picture not written ({error.strerror or error})"
+            picture = ""
+            click.echo(fault, err=True)
     return Row(
         file=str(part.path),
         score=f"{scored.score:.9g}",
@@ -216,12 +218,12 @@ def _part_row(model: Inspector, part: Part, scored: Scored, options: InspectOpti
         p_value=f"{conformal.p_value(model.record.calibration.scores, scored.score):.6g}",
         seconds=f"{scored.seconds:.4f}",
         heat_map=picture,
+        error=fault,
     )
 
 
 def _remove_earlier(out: Path) -> None:
     """Delete the scores and pictures of an earlier run into `out`, and nothing else."""
-    remove_leftovers(out)
     path, folder = out / SCORES_FILE, out / MAPS_FOLDER
     if not path.is_file() or path.stat().st_size > MAX_CSV_BYTES:
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -15,7 +16,15 @@ import torch
 from pydantic import Field, model_validator
 
 from evaluator import conformal
-from evaluator.artifacts import Model, Sha256, atomic_file, read_json, sha256_of_file, write_json
+from evaluator.artifacts import (
+    Model,
+    Sha256,
+    read_json,
+    sha256_of,
+    sha256_of_file,
+    write_bytes,
+    write_json,
+)
 from evaluator.errors import EvaluatorError
 from evaluator.networks import Network, build, make_network
 from evaluator.protocols import Protocol, protocol_sha256
@@ -23,9 +32,13 @@ from evaluator.report import BackboneRecord
 from evaluator.scorer import Scorer
 from evaluator.whitening import Tables, Tree, make_tables, make_tree, table_shapes
 
-JSON_FILE, TENSORS_FILE = "model.json", "model.safetensors"
+JSON_FILE = "model.json"
+TENSORS_FILE = re.compile(r"model-[0-9a-f]{12}\.safetensors")
 MAX_TENSORS_BYTES = 16 * 2**30
 MAX_SCORES = 1_000_000
+MAX_SEED = 2**63 - 1
+LEAST_STD = 1e-6  # of pixels in [0, 1]; float32 turns far smaller ones to 0
+NOT_FINITE = "scores are not finite; are the weights, --mean or --std damaged or wrong?"
 DTYPES = {torch.float16: "F16", torch.float32: "F32"}
 
 Form = Literal["features", "factors"]
@@ -77,9 +90,15 @@ class Calibration(Model):
 class TensorsFile(Model):
     """The file beside model.json."""
 
-    file: Literal["model.safetensors"]
+    file: str = Field(pattern=f"^{TENSORS_FILE.pattern}$", description="begins as sha256 does")
     bytes: int = Field(ge=8, le=MAX_TENSORS_BYTES)
     sha256: Sha256
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if self.file != tensors_file(self.sha256):
+            raise ValueError("file must be model-, the first 12 digits of sha256, .safetensors")
+        return self
 
 
 class PadimModel(Model):
@@ -91,7 +110,9 @@ class PadimModel(Model):
     versions: dict[str, str]
     protocol: Protocol
     protocol_sha256: Sha256
-    seed: int = Field(ge=0, description="of the random dimensions and of the held-out share")
+    seed: int = Field(
+        ge=0, le=MAX_SEED, description="of the random dimensions and of the held-out share"
+    )
     backbone: BackboneRecord
     layers: list[LayerRecord] = Field(min_length=1)
     form: Form
@@ -103,6 +124,8 @@ class PadimModel(Model):
     def _agrees(self) -> Self:
         if self.protocol_sha256 != protocol_sha256(self.protocol):
             raise ValueError("protocol_sha256 is not that of protocol")
+        if min(self.backbone.std) < LEAST_STD:
+            raise ValueError(f"backbone.std must be at least {LEAST_STD:g}")
         if [layer.name for layer in self.layers] != self.backbone.layers:
             raise ValueError("layers must be those of backbone, in the same order")
         if sum(len(layer.dims) for layer in self.layers) != self.backbone.dims:
@@ -140,6 +163,14 @@ def score(
         images = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float() / 255
         maps, scores = scorer(images)
         return maps.cpu().numpy(), scores.cpu().numpy()
+
+
+def are_finite(
+    maps: npt.NDArray[np.float32], scores: npt.NDArray[np.float32]
+) -> npt.NDArray[np.bool_]:
+    """Which of the photographs can be judged, bool [images]: not-a-number is above no threshold."""
+    finite: npt.NDArray[np.bool_] = np.isfinite(scores) & np.isfinite(maps).all(axis=(1, 2))
+    return finite
 
 
 def is_dual(images: int, dims: int) -> bool:
@@ -195,18 +226,27 @@ def make_scorer(
     return Scorer(network, dims, tree_of(layers), tables, protocol, dual)
 
 
+def tensors_file(sha256: str) -> str:
+    """The name of the tensors' file: another content never takes the place of this one."""
+    return f"model-{sha256[:12]}.safetensors"
+
+
 def save_model(folder: Path, record: PadimModel, tensors: Mapping[str, torch.Tensor]) -> PadimModel:
-    """Write both files, model.json last; returns the record with the file's length and hash."""
+    """Write both files, then delete the tensors of an earlier model; returns the whole record.
+
+    model.json is written last and names its file, so a kill leaves the earlier model or this one.
+    """
     from safetensors.torch import save
 
-    path = folder / TENSORS_FILE
-    with atomic_file(path) as file:
-        file.write(save(dict(tensors)))
-    described = TensorsFile(
-        file=TENSORS_FILE, bytes=path.stat().st_size, sha256=sha256_of_file(path)
-    )
+    data = save(dict(tensors))
+    digest = sha256_of(data)
+    described = TensorsFile(file=tensors_file(digest), bytes=len(data), sha256=digest)
     record = record.model_copy(update={"tensors": described})
+    write_bytes(folder / described.file, data)
     write_json(folder / JSON_FILE, record)
+    for path in folder.iterdir():
+        if TENSORS_FILE.fullmatch(path.name) and path.name != described.file:
+            path.unlink()
     return record
 
 
@@ -216,7 +256,8 @@ def load_model(folder: Path, device: torch.device) -> Inspector:
     Raises EvaluatorError, in one line, for anything that is not as model.json says.
     """
     if not folder.is_dir():
-        raise EvaluatorError(f"{folder}: no such folder; expected one that `evaluator fit` wrote")
+        what = "a file" if folder.exists() else "no such folder"
+        raise EvaluatorError(f"{folder}: {what}; expected a folder that `evaluator fit` wrote")
     record = read_json(PadimModel, folder / JSON_FILE)
     path = _checked_file(folder, record)
     backbone = record.backbone

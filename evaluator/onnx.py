@@ -116,8 +116,8 @@ def compared(session: Any, model: Inspector, out: Path) -> float:
         image = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), np.float32) / 255
         found = session.run([MAP, SCORE], {INPUT: image})
         worst += [_relative(a, b) for a, b in zip(found, model(pixels), strict=True)]
-    deviation = max(worst)
-    if not deviation <= MAX_DEVIATION:  # not-a-number included
+    deviation = float(np.max(worst))  # not-a-number, where there is one
+    if not deviation <= MAX_DEVIATION:
         raise EvaluatorError(
             f"{out}: not written, onnxruntime gives maps that differ by {deviation:.1e}, relative, "
             f"from our own; allowed are {MAX_DEVIATION:g}"

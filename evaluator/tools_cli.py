@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -19,11 +20,15 @@ from evaluator.options import (
     weights_defaults,
 )
 
+if TYPE_CHECKING:
+    from evaluator.inspect_parts import Row
+
 SOMETHING_REJECTED = 3
-SOMETHING_UNREADABLE = 1
+INCOMPLETE = 1
 
 Folder = click.Path(path_type=Path, file_okay=False)
-ExistingFolder = click.Path(path_type=Path, file_okay=False, exists=True)
+# Whether it is there is said where it is opened, in a line of our own.
+Given = click.Path(path_type=Path)
 DEVICE = click.option(
     "--device",
     default="auto",
@@ -34,12 +39,12 @@ DEVICE = click.option(
 
 
 @contextlib.contextmanager
-def _interrupted(line: str) -> Iterator[None]:
-    """Ctrl-C is this line and exit code 130."""
+def _interrupted(line: Callable[[], str]) -> Iterator[None]:
+    """Ctrl-C is this line, as it is true then, and exit code 130."""
     try:
         yield
     except KeyboardInterrupt:
-        click.echo(line, err=True)
+        click.echo(line(), err=True)
         raise SystemExit(INTERRUPTED) from None
 
 
@@ -47,8 +52,8 @@ def _interrupted(line: str) -> Iterator[None]:
 @click.option(
     "--normals",
     required=True,
-    type=ExistingFolder,
-    help="Folder of photographs of good parts, searched with its subfolders.",
+    type=Given,
+    help="Folder of photographs of good parts, searched with its subfolders (linked ones not).",
 )
 @click.option(
     "--backbone",
@@ -62,10 +67,11 @@ def _interrupted(line: str) -> Iterator[None]:
 @click.option(
     "--protocol",
     "protocol_name",
-    default="paper",
+    default="full",
     show_default=True,
     type=click.Choice(PROTOCOL_NAMES),
-    help="Resize, crop, interpolation, epsilon and blur; full: no crop.",
+    help="Resize, crop, interpolation, epsilon and blur; full: no crop, the whole part is seen; "
+    "paper cuts the border off.",
 )
 @click.option(
     "--false-reject-rate",
@@ -84,7 +90,7 @@ def _interrupted(line: str) -> Iterator[None]:
 @click.option(
     "--check",
     default=None,
-    type=ExistingFolder,
+    type=Given,
     help="Folder of further good photographs, to see how many of them are rejected.",
 )
 @click.option(
@@ -116,12 +122,13 @@ def fit(
 ) -> None:
     """Learn good parts from photographs, and the score above which a part is rejected.
 
-    Writes model.json and model.safetensors to --out, for `evaluator inspect`.
+    Writes model.json and model-HASH.safetensors to --out, for `evaluator inspect`.
     """
-    with one_line_errors(out), _interrupted("Interrupted; no model was written."):
+    with one_line_errors(out), _interrupted(lambda: "Interrupted; no model was written."):
         from evaluator.backbones import LayersAndDims
-        from evaluator.fit import FitOptions
         from evaluator.fit import fit as fit_model
+        from evaluator.fit_check import check_lines
+        from evaluator.fit_photographs import FitOptions
         from evaluator.protocols import PROTOCOLS
 
         options = FitOptions(
@@ -139,12 +146,17 @@ def fit(
             batch_size=batch_size,
             max_memory_bytes=int(max_memory * 2**30),
         )
-        click.echo(fit_model(options))
+        fitted = fit_model(options)
+        with _interrupted(lambda: f"Interrupted; {out} holds the model, --check is not finished."):
+            click.echo(fitted.lines)
+            if fitted.check is not None:
+                calibration = fitted.record.calibration
+                click.echo(check_lines(fitted.check, fitted.scorer, calibration, options))
 
 
 @click.command()
-@click.argument("model", type=ExistingFolder)
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
+@click.argument("model", type=Given)
+@click.argument("images", nargs=-1, required=True, type=Given)
 @click.option("--out", required=True, type=Folder, help="Folder of scores.csv and maps/.")
 @click.option(
     "--batch-size", default=8, show_default=True, type=click.IntRange(1, 4096), help="Images."
@@ -159,28 +171,34 @@ def inspect(
     Writes scores.csv and maps/ to --out; an earlier run's are replaced. Exit code 0: all accepted,
     3: something rejected, 1: something could not be read or went wrong, 2: wrong usage.
     """
-    kept = f"Interrupted; {out / 'scores.csv'} holds what was inspected."
+    rows: list[Row] = []
+
+    def kept() -> str:
+        if not rows:
+            return "Interrupted; no photograph was inspected."
+        return f"Interrupted; {out / 'scores.csv'} holds the first {len(rows)} photographs."
+
     with one_line_errors(out), _interrupted(kept):
         from evaluator.inspect_parts import InspectOptions
         from evaluator.inspect_parts import inspect as inspect_parts
 
         options = InspectOptions(model, images, out, batch_size, device_of(device), maps)
-        found = inspect_parts(options)
+        found = inspect_parts(options, rows)
         click.echo(found.summary)
-    if found.unreadable:
-        raise SystemExit(SOMETHING_UNREADABLE)
+    if not found.complete:
+        raise SystemExit(INCOMPLETE)
     if found.rejected:
         raise SystemExit(SOMETHING_REJECTED)
 
 
 @click.command("export-onnx")
-@click.argument("model", type=ExistingFolder)
+@click.argument("model", type=Given)
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The .onnx file."
 )
 def export_onnx(model: Path, out: Path) -> None:
     """Write MODEL as one ONNX graph, photograph to map and score, checked against our own."""
-    with one_line_errors(out.parent), _interrupted(f"Interrupted; {out} was not written."):
+    with one_line_errors(out.parent), _interrupted(lambda: f"Interrupted; {out} was not written."):
         from evaluator.onnx import export
 
         click.echo(export(model, out))

@@ -15,7 +15,7 @@ from scipy.ndimage import gaussian_filter
 import evaluator
 from evaluator import conformal
 from evaluator import model as model_module
-from evaluator.artifacts import parse_model, readable_json, sha256_of_file
+from evaluator.artifacts import parse_model, readable_json
 from evaluator.errors import EvaluatorError
 from evaluator.fit import _check_range
 from evaluator.images import load_image
@@ -24,7 +24,7 @@ from evaluator.networks import build, make_network
 from evaluator.scorer import Scorer
 from evaluator.whitening import make_tables, make_tree
 from tests import naive
-from tests.inspection_models import LAYERS, fit, write_parts
+from tests.inspection_models import LAYERS, amend, describe, fit, tensors_of, write_parts
 
 CPU = torch.device("cpu")
 PAGE = Path(evaluator.__file__).with_name("MODEL.md").read_text(encoding="utf-8")
@@ -167,7 +167,7 @@ def test_scores_equal_the_slow_version(name, parts, request):
     inspector = load_model(folder, CPU)
     record = inspector.record
     assert record.form == {"model": "factors", "wide_model": "features"}[name]
-    tensors = load_file(folder / "model.safetensors")
+    tensors = load_file(tensors_of(folder))
     paths = sorted(parts.glob("*.png"))
     words = np.random.Philox(key=[0, 1]).random_raw(20)
     held_out = set(np.argsort(words)[:5].tolist())
@@ -221,7 +221,7 @@ def test_fit_prints_the_promise_and_the_realised_rates(parts, tmp_path):
 
 
 def test_model_holds_no_layer_behind_the_last_one(model):
-    keys = load_file(model / "model.safetensors").keys()
+    keys = load_file(tensors_of(model)).keys()
     assert {key.split(".")[1] for key in keys if key.startswith("backbone.")} == {
         "conv1", "stage2",
     }  # fmt: skip
@@ -229,7 +229,7 @@ def test_model_holds_no_layer_behind_the_last_one(model):
 
 def test_same_command_writes_the_same_bytes(parts, model, tmp_path):
     assert fit(parts, tmp_path / "again").exit_code == 0
-    for name in ("model.json", "model.safetensors"):
+    for name in ("model.json", tensors_of(model).name):
         assert (tmp_path / "again" / name).read_bytes() == (model / name).read_bytes()
 
 
@@ -308,36 +308,30 @@ def test_record_that_is_wrong_is_refused(change, pattern):
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    """Change the tensors, and make length and hash right again."""
-    path = folder / "model.safetensors"
+    """Change the tensors, and make name, length and hash right again."""
+    path = tensors_of(folder)
     tensors = load_file(path)
     change(tensors)
     save_file(tensors, path)
-    amend(folder, path.stat().st_size, sha256_of_file(path))
-
-
-def amend(folder: Path, size: int, digest: str) -> None:
-    record = json.loads((folder / "model.json").read_text())
-    record["tensors"] |= {"bytes": size, "sha256": digest}
-    (folder / "model.json").write_text(json.dumps(record))
+    describe(path)
 
 
 def cut(folder: Path) -> None:
-    path = folder / "model.safetensors"
+    path = tensors_of(folder)
     path.write_bytes(path.read_bytes()[:-1])
 
 
 def flip(folder: Path) -> None:
-    path = folder / "model.safetensors"
+    path = tensors_of(folder)
     data = bytearray(path.read_bytes())
     data[-5] ^= 1
     path.write_bytes(data)
 
 
 def no_safetensors(folder: Path) -> None:
-    path = folder / "model.safetensors"
+    path = tensors_of(folder)
     path.write_bytes(b"\xff" * 64)
-    amend(folder, 64, sha256_of_file(path))
+    describe(path)
 
 
 def other_layer(folder: Path) -> None:
@@ -349,7 +343,7 @@ def other_layer(folder: Path) -> None:
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut": (cut, "bytes, model.json expects .* is the file cut"),
     "flipped": (flip, "sha256 is .* copy both files again"),
-    "missing": (lambda f: (f / "model.safetensors").unlink(), "missing, though model.json names"),
+    "missing": (lambda f: tensors_of(f).unlink(), "missing, though model.json names"),
     "no json": (lambda f: (f / "model.json").unlink(), "no such file"),
     "half a json": (lambda f: (f / "model.json").write_text('{"format":'), "is the file cut"),
     "other bytes": (no_safetensors, "not a safetensors file"),
