@@ -49,7 +49,7 @@ def main() -> None:
 
 def afterwards() -> None:
     """What the stored counts cost: bytes, and seconds without maps."""
-    from evaluator.bootstrap import image_weights, resampler
+    from evaluator.bootstrap import resampler, weight_chunks
     from evaluator.metrics import CURVE_FPR, curves, measure
     from evaluator.ranks import good_false_positive_levels, label_regions
     from evaluator.statistics import load_statistics, save_statistics, statistics
@@ -58,14 +58,16 @@ def afterwards() -> None:
     regions, _ = label_regions(masks)
     s = statistics(maps, regions, masks.any(axis=(1, 2)))
     data = save_statistics(s)
-    weights = image_weights(s.image_defective, DRAWS, 0)
+    weights = next(weight_chunks(s.image_defective, DRAWS, 0, DRAWS))
     pixel_auroc, aupro = (resampler(s, metric) for metric in ("pixel_auroc", "aupro_30"))
     ways = {
         "save": lambda: save_statistics(s),
         "load and check": lambda: load_statistics(data, "made up"),
         "nine metrics": lambda: measure(s),
         "ROC and PRO curves": lambda: curves(s, CURVE_FPR),
-        f"weights of {DRAWS} draws": lambda: image_weights(s.image_defective, DRAWS, 0),
+        f"weights of {DRAWS} draws": lambda: next(
+            weight_chunks(s.image_defective, DRAWS, 0, DRAWS)
+        ),
         f"pixel AUROC of {DRAWS} draws": lambda: pixel_auroc(weights),
         f"AUPRO at 0.3 of {DRAWS} draws": lambda: aupro(weights),
         "levels of all maps": lambda: good_false_positive_levels(maps, maps[~s.image_defective]),
