@@ -314,8 +314,8 @@ class Report(Model):
             raise ValueError("scores must hold one entry per category and backbone")
         images = {record.category: len(record.images) for record in self.categories}
         for cell in self.scores:
-            per_seed = [*cell.metrics.values(), cell.statistics]
-            if any(len(values) != len(self.seeds) for values in per_seed):
+            per_seed = [len(cell.statistics), *map(len, cell.metrics.values())]
+            if any(length != len(self.seeds) for length in per_seed):
                 raise ValueError(f"scores of {cell.category} must hold {len(self.seeds)} seeds")
             if len(cell.images) != images[cell.category]:
                 raise ValueError(f"scores of {cell.category} must hold all of its images")
