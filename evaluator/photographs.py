@@ -100,8 +100,9 @@ def turned_line(count: int) -> list[str]:
     """What is said where photographs carry an orientation, as phones write it."""
     if not count:
         return []
-    which = "photographs carry" if count > 1 else "photograph carries"
-    return [f"{count} {which} an EXIF orientation; they are read as stored"]
+    if count == 1:
+        return ["1 photograph carries an EXIF orientation; it is read as stored"]
+    return [f"{count} photographs carry an EXIF orientation; they are read as stored"]
 
 
 def read_photograph(path: Path) -> bytes:

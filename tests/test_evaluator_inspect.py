@@ -1,18 +1,26 @@
 """`evaluator inspect`: scores, pictures, names, exit codes."""
 
+import contextlib
 import csv
 import io
+import os
+import re
 import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from evaluator.heat_map import TOP_OF_SCALE, Verdict, draw, original_place
-from evaluator.inspect_parts import list_parts
+from evaluator.inspect_list import list_parts
 from evaluator.protocols import PROTOCOLS
-from tests.inspection_models import SIZE, fit, run, write_parts
+from tests.inspection_models import SIZE, describe, fit, run, tensors_of, write_parts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PAPER, FULL = PROTOCOLS["paper"], PROTOCOLS["full"]
@@ -120,7 +128,7 @@ def test_names_that_collide_get_pictures_of_their_own(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     given = [tmp_path / "a", tmp_path / "b", tmp_path / "a" / "1.png"]
-    parts = list_parts(given, tmp_path / "out")
+    parts = list_parts(given, tmp_path / "out").parts
     found = {part.path.relative_to(tmp_path).as_posix(): str(part.picture) for part in parts}
     assert list(found) == ["a/1-2.png", "a/1.bmp", "a/1.png", "a/deep/1.PNG", "b/1.png"]
     assert len({name.casefold() for name in found.values()}) == 5
@@ -131,7 +139,7 @@ def test_names_that_collide_get_pictures_of_their_own(tmp_path):
 def test_own_output_is_not_inspected(tmp_path):
     write_parts(tmp_path, 1)
     write_parts(tmp_path / "out" / "maps", 2)
-    (part,) = list_parts([tmp_path], tmp_path / "out")
+    (part,) = list_parts([tmp_path], tmp_path / "out").parts
     assert part.path == tmp_path / "000.png"
 
 
@@ -139,12 +147,146 @@ def test_folder_without_photographs_is_one_line(model, tmp_path):
     (tmp_path / "empty").mkdir()
     result = inspect(model, tmp_path / "out", tmp_path / "empty")
     assert result.exit_code == 1
-    assert result.stderr == f"Error: {tmp_path / 'empty'}: no photographs to inspect\n"
+    assert result.stderr.startswith(f"Error: {tmp_path / 'empty'}: no photographs (.png, .jpg")
+    assert result.stderr.count("\n") == 1
 
 
-def test_wrong_usage_exits_with_2(model, tmp_path):
+def test_no_photograph_is_wrong_usage(model, tmp_path):
     assert inspect(model, tmp_path / "out").exit_code == 2
-    assert inspect(model, tmp_path / "out", tmp_path / "nowhere.png").exit_code == 2
+
+
+@pytest.mark.parametrize("given", ["nowhere.png", "nowhere"])
+def test_photograph_that_is_not_there_is_one_line(model, tmp_path, given):
+    result = inspect(model, tmp_path / "out", tmp_path / given)
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"Error: {tmp_path / given}: no such file or folder")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["file", "nowhere"])
+def test_model_that_is_no_folder_is_one_line(parts, tmp_path, name):
+    (tmp_path / "file").touch()
+    result = inspect(tmp_path / name, tmp_path / "out", parts)
+    assert result.exit_code == 1
+    assert "expected a folder that `evaluator fit` wrote" in result.stderr
+
+
+def test_scores_that_are_not_finite_reject_and_accept_nothing(model, parts, tmp_path):
+    shutil.copytree(model, tmp_path / "model")
+    path = tensors_of(tmp_path / "model")
+    tensors = load_file(path)
+    tensors["whiten.0"].fill_(3e38)  # finite, its squares are not
+    save_file(tensors, path)
+    describe(path)
+    result = inspect(tmp_path / "model", tmp_path / "out", parts)
+    assert result.exit_code == 1
+    assert "3 photographs: 0 accepted, 0 rejected, 3 unreadable; " in result.stdout
+    for row in rows_of(tmp_path / "out").values():
+        assert "scores are not finite" in row["error"]
+        assert row["score"] == row["rejected"] == ""
+
+
+def test_out_among_the_photographs_leaves_only_its_pictures_out(model, parts, tmp_path):
+    for _ in range(2):
+        result = inspect(model, parts / "good", parts)
+        assert "3 photographs: 1 accepted, 2 rejected; " in result.stdout
+    assert f"3 left out below {parts / 'good' / 'maps'}, where the pictures go" in result.stderr
+    assert "scores.csv" not in result.stderr
+
+
+def test_what_is_left_out_is_said(model, parts, tmp_path):
+    for name in ("a.heic", "b.gif", "c.tif.gz", ".hidden"):
+        (parts / name).touch()
+    (parts / "linked").symlink_to(parts, target_is_directory=True)
+    (parts / "good" / "dangling.png").symlink_to(tmp_path / "nowhere.png")
+    (parts / "good" / "folder.png").mkdir()
+    os.mkfifo(parts / "good" / "pipe.png")
+    result = inspect(model, tmp_path / "out", parts, "--no-maps")
+    assert result.exit_code == 1
+    assert "3 files left out: " in result.stderr
+    assert "c.tif.gz; taken are .png" in result.stderr
+    assert f"1 linked folder not followed: {parts / 'linked'}\n" in result.stderr
+    assert "6 photographs: 1 accepted, 2 rejected, 3 unreadable; " in result.stdout
+    errors = {name: row["error"] for name, row in rows_of(tmp_path / "out").items()}
+    assert "a link to a file that is not there" in errors["good/dangling.png"]
+    assert "a folder, though named as an image" in errors["good/folder.png"]
+    assert "no file" in errors["good/pipe.png"]
+
+
+def test_long_names_get_short_pictures_of_their_own(model, parts, tmp_path):
+    for end in "ab":  # 255 bytes; cut after 150 of them
+        shutil.copy(parts / "bad" / "000.png", parts / "good" / f"{'ä' * 125}{end}.png")
+    shutil.copy(parts / "bad" / "000.png", os.fsencode(parts / "good") + b"/\xff.png")
+    result = inspect(model, tmp_path / "out", parts / "good")
+    assert result.exit_code == 3, result.output
+    names = sorted(path.name for path in (tmp_path / "out" / "maps").iterdir())
+    assert names == ["000.png", f"{'ä' * 75}-2.png", f"{'ä' * 75}.png", "\udcff.png"]
+
+
+def test_picture_that_cannot_be_written_is_its_rows_error(model, parts, tmp_path):
+    (tmp_path / "out" / "maps" / "good" / "000.png").mkdir(parents=True)
+    result = inspect(model, tmp_path / "out", parts)
+    assert result.exit_code == 1
+    assert "1 accepted, 2 rejected; 1 pictures not written; " in result.stdout
+    row = rows_of(tmp_path / "out")["good/000.png"]
+    assert "picture not written" in row["error"]
+    assert (row["rejected"], row["heat_map"]) == ("0", "")
+    assert len(list((tmp_path / "out" / "maps" / "bad").iterdir())) == 2
+
+
+def test_photographs_that_carry_an_orientation_are_counted(model, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name in ("a.jpg", "b.webp", "c.tif"):  # Pillow turns the third itself
+        Image.new("RGB", SIZE).save(tmp_path / name, exif=exif)
+    Image.new("RGB", SIZE).save(tmp_path / "d.jpg")
+    result = inspect(model, tmp_path / "out", tmp_path, "--no-maps")
+    assert "2 photographs carry an EXIF orientation; they are read as stored" in result.stderr
+
+
+def interrupt_when(condition: Callable[[], bool]) -> threading.Thread:
+    def wait() -> None:
+        ends = time.monotonic() + 30
+        while not condition() and time.monotonic() < ends:
+            time.sleep(0.005)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+def test_interrupt_says_what_is_kept(model, parts, tmp_path):
+    for i in range(60):
+        os.link(parts / "bad" / "000.png", parts / "bad" / f"1{i:02d}.png")
+    out = tmp_path / "out"
+    thread = interrupt_when((out / "maps" / "102.png").exists)
+    result = inspect(model, out, parts / "bad", "--batch-size", 1)
+    thread.join()
+    assert result.exit_code == 130
+    (count,) = re.findall(r"scores.csv holds the first (\d+) photographs", result.stderr)
+    assert len(rows_of(out)) == int(count) >= 4
+
+
+def test_interrupt_before_the_first_photograph_promises_nothing(model, parts, tmp_path):
+    shutil.copytree(model, tmp_path / "model")
+    (tmp_path / "model" / "model.json").unlink()
+    pipe = tmp_path / "model" / "model.json"
+    os.mkfifo(pipe)
+    ends: list[int] = []
+
+    def is_being_read() -> bool:
+        with contextlib.suppress(OSError):  # nobody reads yet
+            ends.append(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+            time.sleep(0.2)  # from open to read
+        return bool(ends)
+
+    thread = interrupt_when(is_being_read)
+    result = inspect(tmp_path / "model", tmp_path / "out", parts)
+    thread.join()
+    assert result.exit_code == 130
+    os.close(*ends)
+    assert result.stderr == "Interrupted; no photograph was inspected.\n"
 
 
 def test_folder_that_is_no_model_is_one_line(parts, tmp_path):
