@@ -70,6 +70,8 @@ def _first_fault(model: type[BaseModel], error: ValidationError) -> str:
 def read_json(model: type[ModelT], path: Path) -> ModelT:
     """Read the JSON file at `path` as `model`; EvaluatorError when missing, damaged or wrong."""
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise EvaluatorError(f"{path}: not a file")
         if path.stat().st_size > MAX_JSON_BYTES:
             raise EvaluatorError(
                 f"{path}: larger than {MAX_JSON_BYTES} bytes, not one of our files"

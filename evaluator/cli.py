@@ -100,7 +100,7 @@ def main() -> None:
     "draws",
     default=10_000,
     show_default=True,
-    type=click.IntRange(0, 1_000_000),
+    type=click.IntRange(0, 100_000),
     help="Draws of the test images for the 95 % intervals and comparisons; 0: none.",
 )
 @click.option(
