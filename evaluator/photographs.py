@@ -50,8 +50,8 @@ def find_photographs(folder: Path) -> Found:
     EvaluatorError for a folder that is not there or cannot be listed.
     """
     if not folder.is_dir():
-        what = "a file, expected a folder" if folder.exists() else "no such folder"
-        raise EvaluatorError(f"{folder}: {what}")
+        what = "a file" if folder.exists() else "no such folder"
+        raise EvaluatorError(f"{folder}: {what}; expected a folder of photographs")
     found, ahead = Found([], [], []), [folder]
     while ahead:
         here = ahead.pop()
