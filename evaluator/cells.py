@@ -155,12 +155,12 @@ def compute_cell(
     path: Path,
     network: Network,
     category: Category,
+    truth: Truth,
     config: CellConfig,
     resources: Resources,
     on_images: Callable[[int], object],
 ) -> Cell:
     """Run PaDiM for one backbone on one category, all seeds, and write the cell to `path`."""
-    truth = ground_truth(category, config.protocol)
     photographs = [*category.train, *(image.path for image in category.test)]
     started = time.perf_counter()
     with resources.features.features(
@@ -176,22 +176,29 @@ def compute_cell(
         features_s = time.perf_counter() - started
         plan, scored = _score(features.layers, category, config, resources, network)
         curve = learning_curve(features.layers, category, truth, config, resources, network.device)
-    scores = _scores(path, network, category, config, truth, scored)
-    scoring_s = time.perf_counter() - started - features_s
-    done = scores.model_copy(
-        update={
-            "form": plan.form,
-            "learning_curve": curve,
-            "extracted": features.computed,
-            "features_s": features_s,
-            "scoring_s": scoring_s,
-        }
+    shown = choose_shown(category, config.protocol.size_px)
+    seeds = _seeds(path, config, truth, scored, shown)
+    scores = Scores(
+        category=category.name,
+        backbone=network.name,
+        metrics=by_metric([measure(one) for one in seeds.found]),
+        curves=_curves(seeds.found[0]),
+        images=_image_scores(seeds.found, truth, scored),
+        learning_curve=curve,
+        statistics=seeds.stored,
+        maps=_store(path, ".maps.png", _tall_png(seeds.levels)),
+        shown=shown,
+        form=plan.form,
+        extracted=features.computed,
+        features_s=features_s,
+        scoring_s=time.perf_counter() - started - features_s,
+        device=network.device.type,
     )
     cell = Cell(
         format="semiformula-report-cell",
         format_version=2,
         config_sha256=sha256_of(canonical_json(config)),
-        scores=done,
+        scores=scores,
     )
     write_json(path, cell)  # last: a cell without its files does not exist
     return cell
@@ -228,16 +235,19 @@ def _score(
     return plan, scored
 
 
-def _scores(
-    path: Path,
-    network: Network,
-    category: Category,
-    config: CellConfig,
-    truth: Truth,
-    scored: Scored,
-) -> Scores:
-    """Maps, metrics and files of every seed; the times are filled in by the caller."""
-    shown = choose_shown(category, config.protocol.size_px)
+@dataclass(frozen=True)
+class _Seeds:
+    """What the maps of all seeds gave; `levels` are the first seed's."""
+
+    found: list[Statistics]
+    stored: list[StoredFile]
+    levels: npt.NDArray[np.uint8]
+
+
+def _seeds(
+    path: Path, config: CellConfig, truth: Truth, scored: Scored, shown: list[int]
+) -> _Seeds:
+    """Count and store the maps of every seed, one at a time."""
     stored: list[StoredFile] = []
     found: list[Statistics] = []
     levels = np.empty(0, np.uint8)
@@ -248,22 +258,7 @@ def _scores(
         if not found:
             levels = good_false_positive_levels(maps[shown], maps[~truth.defective])
         found.append(one)
-    return Scores(
-        category=category.name,
-        backbone=network.name,
-        metrics=by_metric([measure(one) for one in found]),
-        curves=_curves(found[0]),
-        images=_image_scores(found, truth, scored),
-        learning_curve=[],
-        statistics=stored,
-        maps=_store(path, ".maps.png", _tall_png(levels)),
-        shown=shown,
-        form="dual",
-        extracted=0,
-        features_s=0,
-        scoring_s=0,
-        device=network.device.type,
-    )
+    return _Seeds(found, stored, levels)
 
 
 def _store(path: Path, suffix: str, data: bytes) -> StoredFile:

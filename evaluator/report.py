@@ -162,13 +162,6 @@ class CategoryRecord(Model):
     sha256: Sha256
 
 
-class Interval(Model):
-    """A bootstrap interval over images, in percent."""
-
-    low: float
-    high: float
-
-
 class Curves(Model):
     """ROC and PRO curves of the first seed over `fpr`, all in [0, 1]."""
 

@@ -19,6 +19,7 @@ from evaluator.backbones import LayersAndDims, WeightsDefaults, open_backbone, p
 from evaluator.cells import (
     SHOWN,
     Resources,
+    Truth,
     cell_path,
     cell_statistics,
     compute_cell,
@@ -181,6 +182,7 @@ def all_cells(
     computed: set[Path] = set()
     with tqdm(total=total, unit="img", disable=None, smoothing=0.1) as bar:
         for category in categories:
+            truth: Truth | None = None  # read once, and only where a cell is missing
             for backbone in backbones:
                 name = backbone.network.name
                 bar.set_description(f"{category.name} · {name}")
@@ -189,9 +191,10 @@ def all_cells(
                 path = cell_path(resources.out, category.name, backbone.record.arch, digest)
                 cell = finished_cell(resources.out, path, config, name)
                 if cell is None:
+                    truth = truth or ground_truth(category, protocol)
                     try:
                         cell = compute_cell(
-                            path, backbone.network, category, config, resources, bar.update
+                            path, backbone.network, category, truth, config, resources, bar.update
                         )
                     except EvaluatorError as error:
                         raise EvaluatorError(

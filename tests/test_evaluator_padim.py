@@ -6,11 +6,12 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from evaluator.errors import EvaluatorError
-from evaluator.gaussians import ArrayLayer, repeated_index
+from evaluator.gaussians import repeated_index
 from evaluator.padim import Scored, anomaly_maps, draw_dims, score
 from evaluator.plan import Plan
 from evaluator.protocols import PROTOCOLS, Protocol, changed
 from tests import naive
+from tests.array_layers import ArrayLayer
 
 CPU = torch.device("cpu")
 PAPER = PROTOCOLS["paper"]

@@ -65,7 +65,7 @@ def test_channels_are_chosen_coarsest_first():
 MEASURE = """
 import sys
 import numpy as np, torch
-from evaluator.gaussians import ArrayLayer
+from tests.array_layers import ArrayLayer
 from evaluator.padim import draw_dims, score
 from evaluator.plan import Plan, make_plan
 from tests.benchmarks.memory import forget_peak, peak_bytes

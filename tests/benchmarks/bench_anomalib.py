@@ -182,10 +182,10 @@ def ours(model, arch: str, train, test):
     import torch
     from torchvision.models.feature_extraction import create_feature_extractor
 
-    from evaluator.gaussians import ArrayLayer
     from evaluator.padim import anomaly_maps, score
     from evaluator.plan import make_plan
     from evaluator.protocols import PROTOCOLS
+    from tests.array_layers import ArrayLayer
 
     protocol = PROTOCOLS["anomalib"]
     extractor = create_feature_extractor(model, list(NETWORKS[arch]))

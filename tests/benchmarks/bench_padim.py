@@ -104,9 +104,9 @@ def evaluator(size: str, seeds: int = 1):
     """Plan, fit and score; returns a function that does the work."""
     import torch
 
-    from evaluator.gaussians import ArrayLayer
     from evaluator.padim import score
     from evaluator.plan import make_plan
+    from tests.array_layers import ArrayLayer
 
     layers = [ArrayLayer(layer_features(size, index)) for index in range(len(GRIDS))]
     shapes = [(layer.channels, layer.height, layer.width) for layer in layers]
