@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from evaluator import __version__
+from evaluator.evidence.cli import evidence
 from evaluator.options import (
     PROTOCOL_NAMES,
     FiniteFloat,
@@ -253,5 +254,5 @@ def recheck(report: Path) -> None:
         click.echo(work_out_again(report))
 
 
-for command in (fit, inspect, export_onnx):
+for command in (fit, inspect, export_onnx, evidence):
     main.add_command(command)

@@ -1,0 +1,43 @@
+"""Which arms are meant, and the commands that make them, for people to read."""
+
+from __future__ import annotations
+
+import difflib
+import shlex
+from collections.abc import Iterator, Sequence
+
+from evaluator.errors import EvaluatorError
+from evaluator.evidence import commands
+from evaluator.evidence.commands import Place
+from evaluator.evidence.experiment import Arm
+
+
+def selected(arms: Sequence[Arm], names: Sequence[str] | None) -> list[Arm]:
+    """The arms of these names, in their own order; all where none are given."""
+    if names is None:
+        return list(arms)
+    known = [arm.name for arm in arms]
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f" ({', '.join(known)})"
+            raise EvaluatorError(f"--only: no arm {name!r}{hint}")
+    return [arm for arm in arms if arm.name in names]
+
+
+def command_lines(place: Place, arms: Sequence[Arm]) -> Iterator[str]:
+    """Every command of the arms in order, each arm under a line with its name."""
+    yield shlex.join(commands.demo_data(place))
+    for arm in arms:
+        experiment = arm.experiment
+        yield f"# {arm.name}: {experiment.title}"
+        if experiment.data is not None:
+            if experiment.data.textures:
+                yield shlex.join(commands.textures(place, experiment.data.textures))
+            yield shlex.join(commands.build(place, experiment.data))
+        for seed in experiment.seeds:
+            if experiment.train is not None:
+                yield shlex.join(commands.pretrain(place, arm, seed))
+            elif experiment.restate is not None:
+                yield shlex.join(commands.restate(place, arm, seed))
+        yield shlex.join(commands.padim(place, arm))
