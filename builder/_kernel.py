@@ -141,12 +141,14 @@ def _exp_all(x):
 
 
 @njit(cache=True)
-def draw_theta(bits, channels, ranges, log_uniform, theta):
+def draw_theta(bits, channels, ranges, log_uniform, peak, theta):
     """Turn random bits into parameter vectors, in the order of equations 1 and 2.
 
     bits: uint64 [N, at least 1 + K(C+6)], one word a parameter, the scale's first.
     ranges: float64 [9] = color low, high, mean low, high, sigma first, second, max |rho|,
     scale low, high; sigma's two are low, high when `log_uniform`, else offset and nothing.
+    peak: whether the softmax is of the components' heights; pi is then height times width, summing
+    to 1.
     theta: float32 [N, K(C+6)+1], written.
     """
     fields = channels + 6
@@ -167,8 +169,15 @@ def draw_theta(bits, channels, ranges, log_uniform, theta):
         _exp_all(share)
         _exp_all(sigma)
         total = 0.0
-        for one in share:
-            total += one
+        for k in range(components):
+            for c in range(2):
+                e = sigma[2 * k + c]
+                sigma[2 * k + c] = e if log_uniform else log(1.0 + e) + ranges[4]
+            if peak:
+                rho = ranges[6] * (2.0 * _unit(words[1 + k * fields + channels + 4]) - 1.0)
+                root = math.sqrt((1.0 - rho) * (1.0 + rho))
+                share[k] *= sigma[2 * k] * sigma[2 * k + 1] * root
+            total += share[k]
         for k in range(components):
             word, value = 1 + k * fields, k * fields
             for c in range(channels):
@@ -179,10 +188,9 @@ def draw_theta(bits, channels, ranges, log_uniform, theta):
             for c in range(2):
                 u = _unit(words[word + c])
                 theta[i, value + c] = ranges[2] + u * (ranges[3] - ranges[2])
-                e = sigma[2 * k + c]
-                theta[i, value + 2 + c] = e if log_uniform else log(1.0 + e) + ranges[4]
+                theta[i, value + 2 + c] = sigma[2 * k + c]
             theta[i, value + 4] = ranges[6] * (2.0 * _unit(words[word + 4]) - 1.0)
-            theta[i, value + 5] = share[k] / total  # softmax of K normals
+            theta[i, value + 5] = share[k] / total  # mass: the softmax of K normals
 
 
 @njit(cache=True, error_model="numpy")

@@ -90,6 +90,20 @@ def demo_data(
     click.echo(summary)
 
 
+@main.command()
+@click.argument("out", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--count", default=600, show_default=True, help="How many, of six families in turn.")
+@click.option("--size", "size_px", default=256, show_default=True, help="Edge in pixels.")
+@click.option("--seed", default=0, show_default=True, help="Another seed is another set.")
+@click.option("--jobs", type=click.IntRange(1), help="Processes; default: all usable cores.")
+def textures(out: Path, count: int, size_px: int, seed: int, jobs: int | None) -> None:
+    """Draw procedural textures to DIR: backgrounds beside photographs, or in their place."""
+    from builder.textures import make_textures
+
+    with resumable(out):
+        click.echo(make_textures(out, count=count, size_px=size_px, seed=seed, jobs=jobs))
+
+
 def _source_options(command: F) -> F:
     """What `plan` and `build` ask for: the recipe, the photographs, and where the dataset goes."""
     for decorate in reversed(

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from builder.artifacts import Model, canonical_json, read_toml, sha256_of
 from builder.errors import BuilderError
@@ -59,14 +65,48 @@ class SoftplusNormal(Model):
     offset: Sigma = 0.01
 
 
+class Mixture(Model):
+    """Of all images about `share` draw sigma log-uniform in [low, high], the others softplus.
+
+    Within an image all components have one law: under the normalised density of equation 3 wide
+    components beside narrow ones could not be seen.
+    """
+
+    kind: Literal["mixture"]
+    share: Number = Field(ge=0, le=1)
+    low: Sigma
+    high: Sigma
+    offset: Sigma = 0.01
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(f"low ({self.low}) must not exceed high ({self.high})")
+        return self
+
+
 class Prior(Model):
-    """How theta is drawn. Coordinates and pixel values live in [-1, 1]; see prior.py."""
+    """How theta is drawn. Coordinates and pixel values live in [-1, 1]; see prior.py.
+
+    pi: `mass` is the softmax of K normals, the share of each component in the integral of p;
+    `peak` draws the components' relative heights so, and gives pi the shares that make them: the
+    images of a generator without the normalising constant of equation 3. Hashes and files name
+    `pi` only where it is not `mass`, so that older recipes keep theirs.
+    """
 
     color: Interval = Interval(low=-1, high=1)
     mean: Interval = Interval(low=-1, high=1)
-    sigma: Annotated[LogUniform | SoftplusNormal, Field(discriminator="kind")]
+    sigma: Annotated[LogUniform | SoftplusNormal | Mixture, Field(discriminator="kind")]
     max_abs_rho: Number = Field(default=0.99, ge=0, le=0.999)
     scale: Interval = Interval(low=0, high=1)
+    pi: Literal["mass", "peak"] = "mass"
+
+    @model_serializer(mode="wrap")
+    def _without_default_pi(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = write(self)
+        if self.pi == "mass":
+            del fields["pi"]
+        return fields
 
     @model_validator(mode="after")
     def _scale_is_a_share(self) -> Self:

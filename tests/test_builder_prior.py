@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from builder import _kernel, _philox
 from builder.prior import draw
-from builder.recipe import LogUniform, Recipe, load_recipe
+from builder.recipe import LogUniform, Mixture, Recipe, load_recipe
 from builder.render import check_theta
 
 RECIPE = load_recipe("paper")
@@ -63,26 +63,75 @@ def naive_theta(recipe: Recipe, index: int) -> list[float]:
 
     scale = uniform(0, 1)
     theta, shares = [], []
+    sigma = recipe.prior.sigma
+    narrow = isinstance(sigma, LogUniform)
+    if isinstance(sigma, Mixture):
+        narrow = (int(words[1 + recipe.theta_length]) >> 11) / 2**53 < sigma.share
     for _ in range(recipe.components):
         theta += [uniform(-1, 1) for _ in range(recipe.channels + 2)]
         for _ in range(2):
-            sigma = recipe.prior.sigma
-            if isinstance(sigma, LogUniform):
+            if narrow:
                 theta.append(math.exp(uniform(math.log(sigma.low), math.log(sigma.high))))
             else:
                 theta.append(math.log(1 + math.exp(normal())) + sigma.offset)
         theta += [uniform(-0.99, 0.99), 0.0]
         shares.append(math.exp(normal()))
+        if recipe.prior.pi == "peak":
+            shares[-1] *= theta[-4] * theta[-3] * math.sqrt(1 - theta[-2] ** 2)
     width = recipe.channels + 6
     theta[width - 1 :: width] = [share / sum(shares) for share in shares]
     return [*theta, scale]
 
 
-@pytest.mark.parametrize("name", ["paper", "fine"])
+def with_prior(**changes: object) -> Recipe:
+    fields = RECIPE.model_dump()
+    return Recipe.model_validate(fields | {"prior": fields["prior"] | changes})
+
+
+MIXTURE = {"kind": "mixture", "share": 0.5, "low": 0.02, "high": 0.3}
+PRIORS = {
+    "paper": {},
+    "fine": {"sigma": {"kind": "log_uniform", "low": 0.02, "high": 0.3}},
+    "mixture": {"sigma": MIXTURE},
+    "peak": {"pi": "peak"},
+    "mixed peaks": {"sigma": MIXTURE, "pi": "peak"},
+}
+
+
+@pytest.mark.parametrize("name", PRIORS)
 def test_draw_is_what_the_words_say(name: str):
-    recipe = load_recipe(name)
-    _, theta = draw(recipe, 41, 43, 7)
-    np.testing.assert_allclose(theta[1], naive_theta(recipe, 42), rtol=2e-7)
+    recipe = with_prior(**PRIORS[name])
+    _, theta = draw(recipe, 41, 51, 7)
+    for row, index in enumerate(range(41, 51)):
+        np.testing.assert_allclose(theta[row], naive_theta(recipe, index), rtol=3e-7)
+
+
+def test_draw_of_a_mixture_is_narrow_in_as_many_images_as_its_share():
+    recipe = with_prior(sigma=MIXTURE | {"share": 0.25})
+    _, theta = draw(recipe, 0, 4000, 1)
+    widest = theta[:, :-1].reshape(4000, 30, 9)[:, :, 5:7].max(axis=(1, 2))
+    assert (widest <= 0.3).mean() == pytest.approx(0.25, abs=0.02)
+
+
+def test_peaks_make_the_image_of_a_generator_without_the_normalising_constant():
+    recipe = with_prior(pi="peak")
+    _, [theta] = draw(recipe, 3, 4, 1)
+    _, [mass] = draw(RECIPE, 3, 4, 1)  # the same words, so the same softmax
+    parts, heights = theta[:-1].reshape(30, 9).astype(np.float64), mass[8:-1:9].astype(np.float64)
+    y, x = np.meshgrid(np.linspace(-1, 1, 24), np.linspace(-1, 1, 24), indexing="ij")
+    p, plain = np.zeros((24, 24)), np.zeros((24, 24))
+    for (*_, mx, my, sx, sy, rho, pi), height in zip(parts, heights, strict=True):
+        zx, zy = (x - mx) / sx, (y - my) / sy
+        bell = np.exp(-(zx**2 - 2 * rho * zx * zy + zy**2) / (2 * (1 - rho**2)))
+        p += pi * bell / (2 * math.pi * sx * sy * math.sqrt(1 - rho**2))
+        plain += height * bell
+    np.testing.assert_allclose(p / p.max(), plain / plain.max(), rtol=1e-5, atol=1e-9)
+
+
+def test_recipe_without_pi_keeps_its_hash():
+    assert "pi" not in RECIPE.model_dump()["prior"]
+    assert with_prior(pi="mass").sha256 == RECIPE.sha256
+    assert with_prior(pi="peak").sha256 != RECIPE.sha256
 
 
 def test_draw_does_not_depend_on_where_the_range_starts():

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from builder.artifacts import Model
 from builder.publish.subsample import SEED, Painted, Subsample
-from builder.recipe import LogUniform, Recipe
+from builder.recipe import LogUniform, Mixture, Recipe, SoftplusNormal
 
 Array = npt.NDArray[np.float64]
 Law = Callable[[Array], Array]
@@ -117,16 +117,9 @@ def _laws(recipe: Recipe) -> dict[str, tuple[str, Law | None]]:
         "v": _uniform(prior.color.low, prior.color.high),
         "mu": _uniform(prior.mean.low, prior.mean.high),
     }
-    if isinstance(sigma, LogUniform):
-        laws["sigma"] = _log_uniform(sigma.low, sigma.high)
-    else:
-        offset = sigma.offset
-        laws["sigma"] = (
-            f"softplus of a standard normal + {offset:g}",
-            lambda x: normal_cdf(_log(np.expm1(np.maximum(x - offset, 0)))),
-        )
+    laws["sigma"] = _sigma(sigma)
     laws["rho"] = _uniform(-rho, rho)
-    laws["pi"] = _softmax(recipe.components)
+    laws["pi"] = _softmax(recipe.components) if prior.pi == "mass" else _peaks(recipe)
     laws["s"] = _uniform(prior.scale.low, prior.scale.high)
     return laws
 
@@ -135,6 +128,27 @@ def _uniform(low: float, high: float) -> tuple[str, Law | None]:
     if low == high:
         return f"constant {low:g}", None
     return f"uniform in [{low:g}, {high:g}]", lambda x: np.clip((x - low) / (high - low), 0, 1)
+
+
+def _sigma(sigma: LogUniform | SoftplusNormal | Mixture) -> tuple[str, Law | None]:
+    if isinstance(sigma, LogUniform):
+        return _log_uniform(sigma.low, sigma.high)
+    offset = sigma.offset
+    words = f"softplus of a standard normal + {offset:g}"
+
+    def softplus(x: Array) -> Array:
+        return normal_cdf(_log(np.expm1(np.maximum(x - offset, 0))))
+
+    if isinstance(sigma, SoftplusNormal):
+        return words, softplus
+    share, (narrow, law) = sigma.share, _log_uniform(sigma.low, sigma.high)
+    low = sigma.low
+
+    def mixed(x: Array) -> Array:
+        below = law(x) if law is not None else (x >= low).astype(np.float64)
+        return share * below + (1 - share) * softplus(x)
+
+    return f"in {100 * share:g} % of the images {narrow}, else {words}", mixed
 
 
 def _log_uniform(low: float, high: float) -> tuple[str, Law | None]:
@@ -170,6 +184,34 @@ def _softmax(components: int) -> tuple[str, Law | None]:
         return np.interp(np.log(inside) - np.log1p(-inside), logit, law)
 
     return f"softmax of {components} standard normals", cdf
+
+
+def _peaks(recipe: Recipe) -> tuple[str, Law | None]:
+    """The law of pi where the softmax is of the heights, simulated once with a fixed seed."""
+    if recipe.components == 1:
+        return "constant 1", None
+    rng = np.random.default_rng(SEED)
+    size = (max(2_000, 600_000 // recipe.components), recipe.components)
+    prior, sigma = recipe.prior, recipe.prior.sigma
+    log_width = np.zeros(size)
+    narrow = np.full(len(log_width), isinstance(sigma, LogUniform))
+    if isinstance(sigma, Mixture):
+        narrow = rng.random(len(log_width)) < sigma.share
+    for _ in range(2):
+        if not isinstance(sigma, LogUniform):
+            wide = np.log(np.logaddexp(0, rng.standard_normal(size)) + sigma.offset)
+            log_width[~narrow] += wide[~narrow]
+        if not isinstance(sigma, SoftplusNormal):
+            small = rng.uniform(math.log(sigma.low), math.log(sigma.high), size)
+            log_width[narrow] += small[narrow]
+    rho = prior.max_abs_rho * rng.uniform(-1, 1, size)
+    mass = np.exp(log_width + rng.standard_normal(size)) * np.sqrt(1 - rho**2)
+    shares = np.sort((mass / mass.sum(axis=1, keepdims=True)).ravel())
+    ranks = (np.arange(len(shares)) + 0.5) / len(shares)
+    return (
+        f"height by the softmax of {recipe.components} standard normals",
+        lambda x: np.interp(x, shares, ranks, left=0.0, right=1.0),
+    )
 
 
 def _log(x: Array) -> Array:
