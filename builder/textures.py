@@ -99,7 +99,7 @@ def _warped(rng: np.random.Generator, size_px: int, strength: float) -> tuple[Ar
 
 
 def texture(number: int, *, size_px: int, seed: int) -> NDArray[np.uint8]:
-    """Texture `number`, uint8 [size_px, size_px, 3]: families in turn, two colours, light, noise."""
+    """Texture `number`, uint8 [size_px, size_px, 3]: a family in two colours, light and noise."""
     rng = stream("texture", seed, number)
     field = np.clip(FAMILIES[number % len(FAMILIES)](rng, size_px), 0, 1)
     base = rng.uniform(0.1, 0.9) + rng.uniform(-0.25, 0.25, 3)

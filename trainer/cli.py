@@ -10,7 +10,7 @@ from typing import get_args
 import click
 
 from trainer import __version__
-from trainer.choices import Arch, Schedule
+from trainer.choices import Arch, Components, Matching, Schedule
 from trainer.errors import TrainerError
 from trainer.options import Bytes, FiniteRange, Place
 from trainer.tools_cli import doctor, selftest
@@ -32,10 +32,19 @@ def main() -> None:
               help="Run folder, or a URL to keep it at; the same one resumes.")  # fmt: skip
 @click.option("--task", type=click.Choice(["parameters", "classify"]), default="parameters",
               help="classify: the classes of a labelled dataset.")  # fmt: skip
-@click.option("--loss", type=click.Choice(["direct", "indirect"]),
-              help="Of --task parameters: equation 9 on the parameters, or 11 on the re-rendered "
-              "image.")  # fmt: skip
+@click.option("--loss", type=click.Choice(["direct", "indirect", "sum"]),
+              help="Of --task parameters: equation 9 on the parameters, 11 on the re-rendered "
+              "image, or both added.")  # fmt: skip
+@click.option("--matching", type=click.Choice(get_args(Matching)), default="nearest",
+              help="Of true and estimated components in the direct loss; nearest: the "
+              "paper's.")  # fmt: skip
+@click.option("--components", type=click.Choice(get_args(Components)), default="all",
+              help="Components that the direct loss counts; visible: a grey level or "
+              "more.")  # fmt: skip
 @click.option("--arch", type=click.Choice(get_args(Arch)), default="wide_resnet50_2")
+@click.option("--init", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+              help="Begin with these weights: safetensors with torchvision's keys, input in "
+              "[-1, 1].")  # fmt: skip
 @click.option("--size", "size_px", type=click.IntRange(16, 4096),
               help="Edge of the images in pixels.  [default: the dataset's]")  # fmt: skip
 @click.option("--epochs", type=FiniteRange(10**6),

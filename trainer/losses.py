@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
-from trainer.render import SIGMA_FLOOR, components_of, render, split_theta
+from trainer.choices import Components, Matching
+from trainer.render import (
+    SIGMA_FLOOR,
+    components_of,
+    log_densities,
+    log_peaks,
+    pixel_coordinates,
+    render,
+    split_theta,
+)
+
+VISIBLE_SHARE = 1 / 255  # of the mask: at most a grey level's difference below
+VISIBLE_GRID = 32  # points an edge; narrower peaks are found at the components' means
 
 
 def heads(outputs: torch.Tensor, channels: int) -> torch.Tensor:
@@ -29,19 +42,69 @@ def heads(outputs: torch.Tensor, channels: int) -> torch.Tensor:
 
 
 def direct_losses(
-    estimate: torch.Tensor, theta: torch.Tensor, channels: int
+    estimate: torch.Tensor,
+    theta: torch.Tensor,
+    channels: int,
+    matching: Matching = "nearest",
+    counted: Components = "all",
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """L_direct (9) of each sample [B], and its two terms [B], which add up to it.
 
-    `estimate` and `theta` are [B, K(C+6)+1]. For each true component the nearest estimated one
-    counts; several true components may share one, and an estimate nobody is near to costs nothing.
+    `estimate` and `theta` are [B, K(C+6)+1]. With `matching` "nearest", the paper's, for each true
+    component the nearest estimated one counts; several true components may share one, and an
+    estimate nobody is near to costs nothing. With "one-to-one" each true component has an estimate
+    of its own, those that cost least together. `counted` "visible" leaves out components that
+    cannot be seen (see `visible_components`); K is then the number of those that can.
     """
     truth, guess = components_of(theta, channels), components_of(estimate, channels)  # [B, K, C+6]
     distance = (truth[:, :, None] - guess[:, None]).square().mean(dim=3)  # [B, K true, K estimated]
-    share = 1 / (truth.shape[1] + 1)
-    components = share * distance.amin(dim=2).sum(dim=1)
+    counts = torch.ones_like(theta[:, :1]).expand(-1, truth.shape[1])
+    if counted == "visible":
+        counts = visible_components(theta, channels).to(theta.dtype)  # [B, K], 0 or 1
+    nearest = distance.amin(dim=2) if matching == "nearest" else assigned(distance, counts)
+    share = 1 / (counts.sum(dim=1) + 1)
+    components = share * (counts * nearest).sum(dim=1)
     scale = share * (theta[:, -1] - estimate[:, -1]).square()
     return components + scale, {"components": components.detach(), "scale": scale.detach()}
+
+
+def assigned(distance: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """The distance of each true component to an estimate of its own: [B, K] of [B, K, K].
+
+    The assignment has the least sum of distances over the components that count (counts [B, K], 0
+    or 1), by the Hungarian method on the CPU: a batch waits for the device here.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    costs = (distance * counts[:, :, None]).detach().cpu().numpy()
+    columns = np.stack([linear_sum_assignment(cost)[1] for cost in costs])
+    own = torch.from_numpy(columns).to(distance.device)
+    return distance.gather(2, own[:, :, None]).squeeze(2)
+
+
+@torch.no_grad()
+def visible_components(theta: torch.Tensor, channels: int) -> torch.Tensor:
+    """Which components of theta [B, K(C+6)+1] can be seen: bool [B, K].
+
+    A component can where its share of the mask (5) reaches VISIBLE_SHARE at its mean, which lies
+    in the image. The mixture's largest density is taken on a grid of VISIBLE_GRID points an edge
+    and at the means.
+    """
+    part = split_theta(theta, channels)
+    grid = pixel_coordinates(VISIBLE_GRID, VISIBLE_GRID).to(theta.device)
+    densities = log_densities(part, grid).flatten(2)  # [B, K, points]
+    peaks = log_peaks(part)
+    largest = torch.maximum(densities.logsumexp(dim=1).amax(dim=1), peaks.amax(dim=1))
+    shares = part.scale[:, None] * (peaks - largest[:, None]).exp()
+    return shares >= VISIBLE_SHARE
+
+
+def sum_losses(
+    direct: torch.Tensor, indirect: torch.Tensor, unpainted: torch.Tensor
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """L_direct + L_indirect of each sample [B], and what it is made of [B] each."""
+    terms = {"direct": direct.detach(), "indirect": indirect.detach(), "unpainted": unpainted}
+    return direct + indirect, terms
 
 
 def indirect_losses(

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from trainer import __version__
 from trainer.artifacts import Model, Sha256, read_json
-from trainer.choices import Arch, Loss, Precision, Schedule
+from trainer.choices import Arch, Components, Loss, Matching, Precision, Schedule
 from trainer.dataset import Dataset
 from trainer.errors import TrainerError
 
@@ -29,7 +29,12 @@ class Config(Model):
     """What determines the weights, together with the dataset; fixed for the life of a run."""
 
     loss: Loss
+    matching: Matching = Field(
+        default="nearest", description="of true and estimated components in the direct loss"
+    )
+    components: Components = Field(default="all", description="which the direct loss counts")
     arch: Arch
+    init_sha256: Sha256 | None = Field(default=None, description="of the weights begun with")
     size_px: int = Field(ge=16, le=4096)
     batch_size: int = Field(ge=2, le=65536)
     micro_batches: int = Field(ge=1, description="parts of a batch; batch norm works on a part")
@@ -178,9 +183,11 @@ def given(name: str, value: object) -> str:
     ('with --size 64', 'with --task classify', 'without --ema')
     """
     if value is None:
-        return f"without --{name}"
+        return f"without --{name.removesuffix('_sha256')}"
     if (name, value) == ("loss", "cross_entropy"):
         return "with --task classify"
+    if name == "init_sha256":
+        return f"with --init of sha256 {str(value)[:12]}"
     option = {"size_px": "size", "window_shards": "window"}.get(name, name.replace("_", "-"))
     return f"with --{option} {value}"
 

@@ -10,12 +10,13 @@ import click
 import numpy as np
 import torch
 
-from trainer.artifacts import write_json
+from trainer.artifacts import sha256_of_file, write_json
 from trainer.cache import Cache, default_bytes, default_folder
 from trainer.checkpoint import CheckpointRecord, restore
-from trainer.choices import Arch, Loss, Schedule
+from trainer.choices import Arch, Components, Loss, Matching, Schedule
 from trainer.dataset import Dataset
 from trainer.errors import TrainerError
+from trainer.initial import RECENTRE_IMAGES, begin_with, recentre, some_of
 from trainer.ledger import Ledger, epoch_lines, ledger_from, write_ledger
 from trainer.metrics import MetricsLog
 from trainer.models import build_model
@@ -48,6 +49,9 @@ class Options:
     loss: Loss
     arch: Arch
     duration: Duration
+    matching: Matching = "nearest"
+    components: Components = "all"
+    init: Path | None = None
     size_px: int | None = None
     batch_size: int = 64
     micro_batches: int | None = None
@@ -127,6 +131,8 @@ def set_up(
     torch.manual_seed(config.seed)
     model = build_model(config.arch, outputs_of(dataset)).to(device)
     model = model.to(memory_format=torch.channels_last)  # 1.15 times faster
+    if options.init is not None:
+        begin_with(model, config.arch, options.init)
     averaged = None
     if config.ema is not None:
         averaged = build_model(config.arch, outputs_of(dataset)).to(device)
@@ -138,6 +144,12 @@ def set_up(
     if needs_normals(config.loss, dataset):
         normals = torch.from_numpy(read_normals(storage, cache, dataset))
     task = make_task(config, dataset, device, normals)
+    if options.init is not None and resumed is None:
+        table = read_normals(storage, cache, dataset) if normals is None else normals.numpy()
+        recentre(task, model, torch.from_numpy(some_of(table, RECENTRE_IMAGES)))
+        ranks.copy_first(list(model.state_dict().values()))
+        if averaged is not None:
+            averaged.load_state_dict(model.state_dict())
     ledger = ledger_from(resumed, order.train_samples)
     log = None
     if place is not None:  # nothing was refused
@@ -230,6 +242,13 @@ def config_of(
             f"--holdout {holdout}: of {dataset.samples} samples none is left to train on"
         )
     refuse_loss(options.loss, dataset)
+    if options.loss not in ("direct", "sum"):
+        for name, value, default in (
+            ("--matching", options.matching, "nearest"),
+            ("--components", options.components, "all"),
+        ):
+            if value != default:
+                raise TrainerError(f"{name} {value}: of --loss direct or sum alone")
     parts = options.micro_batches
     if parts is None:
         parts = before.config.micro_batches if before else world
@@ -244,7 +263,10 @@ def config_of(
         )
     return Config(
         loss=options.loss,
+        matching=options.matching,
+        components=options.components,
         arch=options.arch,
+        init_sha256=None if options.init is None else sha256_of_file(options.init),
         size_px=options.size_px or dataset.image.size_px,
         batch_size=options.batch_size,
         micro_batches=parts,

@@ -8,9 +8,16 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
+from trainer.choices import Components, Matching
 from trainer.dataset import Dataset
 from trainer.errors import TrainerError
-from trainer.losses import cross_entropy_losses, direct_losses, heads, indirect_losses
+from trainer.losses import (
+    cross_entropy_losses,
+    direct_losses,
+    heads,
+    indirect_losses,
+    sum_losses,
+)
 from trainer.paint import paint
 from trainer.ranks import Ranks
 from trainer.render import pixel_coordinates
@@ -20,6 +27,7 @@ from trainer.samples import Batch
 TERMS = {
     "direct": ("components", "scale"),
     "indirect": ("unpainted",),
+    "sum": ("direct", "indirect", "unpainted"),
     "cross_entropy": ("accuracy",),
 }
 
@@ -35,6 +43,8 @@ class Task:
     """
 
     loss: str
+    matching: Matching
+    counted: Components
     channels: int
     size_px: int
     device: torch.device
@@ -46,7 +56,7 @@ class Task:
 
 def needs_normals(loss: str, dataset: Dataset) -> bool:
     """Whether the table of normal images has to be read."""
-    return loss == "indirect" or dataset.contents == "parameters"
+    return loss in ("indirect", "sum") or dataset.contents == "parameters"
 
 
 def make_task(
@@ -65,6 +75,8 @@ def make_task(
             normals = normals.to(device)
     return Task(
         loss=config.loss,
+        matching=config.matching,
+        counted=config.components,
         channels=dataset.image.channels,
         size_px=config.size_px,
         device=device,
@@ -125,11 +137,19 @@ def losses_of(task: Task, model: torch.nn.Module, batch: Batch) -> Losses:
     if task.loss == "cross_entropy":
         return cross_entropy_losses(outputs_of(task, model, anomaly), batch.normal)
     theta_estimate = estimate(task, model, anomaly)
+    if task.loss == "indirect":
+        return _indirect(task, theta_estimate, batch, anomaly)
+    direct = direct_losses(theta_estimate, batch.theta, task.channels, task.matching, task.counted)
     if task.loss == "direct":
-        return direct_losses(theta_estimate, batch.theta, task.channels)
+        return direct
+    indirect, terms = _indirect(task, theta_estimate, batch, anomaly)
+    return sum_losses(direct[0], indirect, terms["unpainted"])
+
+
+def _indirect(task: Task, estimate: torch.Tensor, batch: Batch, anomaly: torch.Tensor) -> Losses:
     assert task.normals is not None
     normal = to_signed(task.normals[batch.normal])
-    return indirect_losses(theta_estimate, normal, anomaly, task.coordinates)
+    return indirect_losses(estimate, normal, anomaly, task.coordinates)
 
 
 def wants_cuda(name: str) -> bool:
