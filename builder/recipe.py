@@ -105,7 +105,7 @@ class Prior(Model):
     def _without_default_pi(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields: dict[str, Any] = write(self)
         if self.pi == "mass":
-            del fields["pi"]
+            fields.pop("pi", None)
         return fields
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -144,7 +144,7 @@ def _name(number: int) -> str:
     return f"{FAMILIES[number % len(FAMILIES)].__name__}/{number:06d}.png"
 
 
-def _drawn(tasks: list[Callable[[], None]], jobs: int | None) -> Iterator[object]:
+def _drawn(tasks: Sequence[Callable[[], None]], jobs: int | None) -> Iterator[object]:
     processes = min(jobs or usable_cores(), max(1, len(tasks) // 8))
     if processes == 1:
         yield from (task() for task in tasks)

@@ -65,6 +65,7 @@ def resample(
     statistics: Mapping[str, Sequence[Statistics]],
     settings: Bootstrap,
     chunk_bytes: int = CHUNK_BYTES,
+    metrics: Sequence[Metric] = RESAMPLED,
 ) -> Found:
     """One category's numbers with their draws; nothing where no draws are wanted.
 
@@ -76,7 +77,7 @@ def resample(
     functions = {
         (backbone, metric): kept
         for backbone, seeds in statistics.items()
-        for metric in RESAMPLED
+        for metric in metrics
         if (kept := [one for s in seeds if (one := resampler(s, metric)) is not None])
     }
     everything = [s for seeds in statistics.values() for s in seeds]

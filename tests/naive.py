@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import numpy as np
 from scipy import ndimage
 
@@ -86,18 +89,53 @@ def auroc(defective: list[bool], score: list[float]) -> float:
 
 def direct_loss(estimate: np.ndarray, theta: np.ndarray, channels: int) -> float:
     """Equation 9 for one sample by plain loops; both vectors have K(C+6)+1 values."""
+    distances = component_distances(estimate, theta, channels)
+    total = (float(theta[-1]) - float(estimate[-1])) ** 2
+    return (total + sum(min(row) for row in distances)) / (len(distances) + 1)
+
+
+def component_distances(
+    estimate: np.ndarray, theta: np.ndarray, channels: int
+) -> list[list[float]]:
+    """Mean squared difference of each true component (row) to each estimated one."""
     size = channels + 6
     count = (len(theta) - 1) // size
-    total = (float(theta[-1]) - float(estimate[-1])) ** 2
+    rows = []
     for k in range(count):
-        nearest = float("inf")
+        row = []
         for j in range(count):
             squares = 0.0
             for i in range(size):
                 squares += (float(theta[k * size + i]) - float(estimate[j * size + i])) ** 2
-            nearest = min(nearest, squares / size)
-        total += nearest
-    return total / (count + 1)
+            row.append(squares / size)
+        rows.append(row)
+    return rows
+
+
+def one_to_one_loss(estimate: np.ndarray, theta: np.ndarray, channels: int) -> float:
+    """Equation 9 with an estimate of its own for each component: every assignment is tried."""
+    distances = component_distances(estimate, theta, channels)
+    total = (float(theta[-1]) - float(estimate[-1])) ** 2
+    least = min(
+        sum(distances[k][j] for k, j in enumerate(order))
+        for order in itertools.permutations(range(len(distances)))
+    )
+    return (total + least) / (len(distances) + 1)
+
+
+def mask_shares(theta: np.ndarray, channels: int, size_px: int = 400) -> np.ndarray:
+    """Each component's largest share of the mask in a picture of size_px, float64 [K]."""
+    components = theta[:-1].astype(np.float64).reshape(-1, channels + 6)[:, channels:]
+    line = np.linspace(-1, 1, size_px)
+    x, y = np.meshgrid(line, line)
+    densities = []
+    for mx, my, sx, sy, rho, pi in components:
+        zx, zy = (x - mx) / sx, (y - my) / sy
+        root = math.sqrt(1 - rho**2)
+        form = (zx**2 - 2 * rho * zx * zy + zy**2) / (2 * root**2)
+        densities.append(pi * np.exp(-form) / (sx * sy * root))
+    largest = np.sum(densities, axis=0).max()
+    return np.array([theta[-1] * one.max() / largest for one in densities])
 
 
 # Evaluator: metrics of whole categories

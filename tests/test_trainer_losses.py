@@ -8,7 +8,15 @@ import torch
 
 from tests import naive
 from tests.shards_by_hand import draw_theta
-from trainer.losses import cross_entropy_losses, direct_losses, heads, indirect_losses
+from trainer.losses import (
+    assigned,
+    cross_entropy_losses,
+    direct_losses,
+    heads,
+    indirect_losses,
+    sum_losses,
+    visible_components,
+)
 from trainer.render import pixel_coordinates, split_theta
 
 
@@ -31,6 +39,79 @@ def test_direct_loss_typed_by_hand() -> None:
     guess = torch.tensor([[0.0, 0, 0, 0, 0, 0, 0, 9, 9, 9, 9, 9, 9, 9, 1.0]])
     losses, _ = direct_losses(guess, truth, channels=1)
     assert losses.item() == pytest.approx((0.25 + 1 / 7 + 4 / 7) / 3)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_one_to_one_loss_is_the_least_of_all_assignments(channels: int) -> None:
+    rng = np.random.default_rng(3)
+    truth = np.stack([draw_theta(rng, 5, channels) for _ in range(4)])
+    guess = np.stack([draw_theta(rng, 5, channels) for _ in range(4)])
+    losses, _ = direct_losses(
+        torch.from_numpy(guess), torch.from_numpy(truth), channels, matching="one-to-one"
+    )
+    pairs = zip(guess, truth, strict=True)
+    expected = [naive.one_to_one_loss(g, t, channels) for g, t in pairs]
+    assert losses.tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_one_to_one_loss_typed_by_hand() -> None:
+    # C = 1, K = 2. Each true component is at 1 of 7 from its own estimate; the first estimate is
+    # at 4 of 7 from the second component, the second one farther still.
+    truth = torch.tensor([[1.0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0.5]])
+    guess = torch.tensor([[0.0, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0.5]])
+    losses, _ = direct_losses(guess, truth, channels=1, matching="one-to-one")
+    assert losses.item() == pytest.approx((1 / 7 + 1 / 7) / 3)
+
+
+def test_assigned_ignores_the_distances_of_components_that_do_not_count() -> None:
+    distance = torch.tensor([[[1.0, 2.0], [1.0, 100.0]]])
+    counts = torch.tensor([[1.0, 0.0]])  # the second may take the bad one
+    assert assigned(distance, counts)[0, 0] == 1
+
+
+def test_visible_components_are_those_of_a_fine_picture() -> None:
+    rng = np.random.default_rng(4)
+    thetas = np.stack([draw_theta(rng, 30, 3) for _ in range(6)])
+    found = visible_components(torch.from_numpy(thetas), 3)
+    shares = np.stack([naive.mask_shares(theta, 3) for theta in thetas])
+    clear = np.abs(np.log(shares * 255)) > 0.1  # the largest density lies between grid points
+    assert (found.numpy() == (shares >= 1 / 255))[clear].all()
+    assert clear.mean() > 0.9
+    assert 0 < found.float().mean() < 1
+
+
+def test_nothing_is_visible_where_the_scale_is_zero() -> None:
+    theta = torch.from_numpy(draw_theta(np.random.default_rng(5), 4, 3))[None]
+    theta[:, -1] = 0
+    guess = torch.from_numpy(draw_theta(np.random.default_rng(6), 4, 3))[None]
+    losses, terms = direct_losses(guess, theta, 3, counted="visible")
+    assert terms["components"].item() == 0
+    assert losses.item() == pytest.approx(guess[0, -1].item() ** 2, rel=1e-6)
+
+
+def test_loss_over_visible_components_is_equation_9_over_them() -> None:
+    rng = np.random.default_rng(7)
+    truth, guess = draw_theta(rng, 6, 3), draw_theta(rng, 6, 3)
+    truth[8] = 0  # the first has no weight: invisible
+    seen = naive.mask_shares(truth, 3) >= 1 / 255
+    distances = naive.component_distances(guess, truth, 3)
+    total = (truth[-1] - guess[-1]) ** 2
+    total += sum(min(row) for row, there in zip(distances, seen, strict=True) if there)
+    losses, _ = direct_losses(
+        torch.from_numpy(guess)[None], torch.from_numpy(truth)[None], 3, counted="visible"
+    )
+    assert not seen[0]
+    assert losses.item() == pytest.approx(total / (sum(seen) + 1), rel=1e-5)
+
+
+def test_sum_of_losses_keeps_its_parts() -> None:
+    losses, terms = sum_losses(torch.tensor([0.25]), torch.tensor([0.5]), torch.tensor([2.0]))
+    assert losses.tolist() == [0.75]
+    assert {name: term.tolist() for name, term in terms.items()} == {
+        "direct": [0.25],
+        "indirect": [0.5],
+        "unpainted": [2.0],
+    }
 
 
 def test_direct_loss_ignores_the_order_of_estimates() -> None:

@@ -13,7 +13,7 @@ from trainer import __version__
 from trainer.choices import Arch, Components, Matching, Schedule
 from trainer.errors import TrainerError
 from trainer.options import Bytes, FiniteRange, Place
-from trainer.tools_cli import doctor, selftest
+from trainer.tools_cli import doctor, restate, selftest
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 DEFAULT_EPOCHS = 50.0
@@ -139,6 +139,7 @@ def show(run: str, data: str | None, png: Path | None) -> None:
 
 main.add_command(doctor)
 main.add_command(selftest)
+main.add_command(restate)
 
 
 @contextmanager

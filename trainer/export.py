@@ -12,7 +12,7 @@ from safetensors.torch import save
 
 from trainer import __version__
 from trainer.artifacts import Model, Sha256, atomic_file, sha256_of, verify_file, write_json
-from trainer.choices import Arch, Loss, Schedule
+from trainer.choices import Arch, Components, Loss, Matching, Schedule
 from trainer.models import ARCHITECTURES
 from trainer.run import Run
 
@@ -70,6 +70,13 @@ class Training(Model):
     schedule: Schedule
     ema: float | None
     seed: int = Field(ge=0)
+    matching: Matching = "nearest"
+    components: Components = "all"
+    init_sha256: Sha256 | None = Field(default=None, description="of the weights begun with")
+    restated_images: int | None = Field(
+        default=None, ge=1, description="normals that batch norm statistics were taken anew from"
+    )
+    restated_size_px: int | None = Field(default=None, ge=1)
 
 
 class Metrics(Model):
@@ -149,13 +156,24 @@ def export_backbone(
             schedule=config.schedule,
             ema=config.ema,
             seed=config.seed,
+            matching=config.matching,
+            components=config.components,
+            init_sha256=config.init_sha256,
         ),
         metrics=Metrics(train_loss=train_loss, holdout_loss=holdout_loss),
     )
+    write_backbone(out, backbone, data)
+    return backbone
+
+
+def write_backbone(out: Path, backbone: Backbone, data: bytes) -> None:
+    """Write the weights `data`, read them back, then write backbone.json.
+
+    TrainerError when the disk holds other bytes than were written.
+    """
     # A reader compares hashes, so a kill between the two files shows as a mismatch, and the same
     # command repairs it.
     with atomic_file(out / WEIGHTS_FILE) as file:
         file.write(data)
     verify_file(out / WEIGHTS_FILE, backbone.weights.bytes, backbone.weights.sha256)
     write_json(out / BACKBONE_FILE, backbone)
-    return backbone

@@ -29,11 +29,11 @@ def begin_with(model: nn.Module, arch: str, path: Path) -> None:
 
     try:
         if path.stat().st_size > MAX_WEIGHTS_BYTES:
-            raise TrainerError(f"--init {path}: larger than {MAX_WEIGHTS_BYTES} bytes, refused")
+            raise TrainerError(f"{path}: larger than {MAX_WEIGHTS_BYTES} bytes, refused")
         found = load_file(path)
     except (OSError, SafetensorError, ValueError) as error:
         raise TrainerError(
-            f"--init {path}: not readable as safetensors ({str(error).splitlines()[0]:.200})"
+            f"{path}: not readable as safetensors ({str(error).splitlines()[0]:.200})"
         ) from None
     head = ARCHITECTURES[arch].classifier
     state = {key: value for key, value in found.items() if not key.startswith(head)}
@@ -42,19 +42,19 @@ def begin_with(model: nn.Module, arch: str, path: Path) -> None:
         if key not in state:
             if key.endswith("num_batches_tracked"):
                 continue
-            raise TrainerError(f"--init {path}: key {key!r} is missing; is it a {arch}?")
+            raise TrainerError(f"{path}: key {key!r} is missing; is it a {arch}?")
         if value.ndim == 0 and state[key].numel() == 1:  # a count that was stored as a list
             state[key] = state[key].reshape(())
         if state[key].shape != value.shape:
             raise TrainerError(
-                f"--init {path}: {key!r} has shape {list(state[key].shape)}, {arch} expects "
+                f"{path}: {key!r} has shape {list(state[key].shape)}, {arch} expects "
                 f"{list(value.shape)}"
             )
         if not bool(torch.isfinite(state[key].float()).all()):
-            raise TrainerError(f"--init {path}: {key!r} holds values that are not finite")
+            raise TrainerError(f"{path}: {key!r} holds values that are not finite")
     unknown = sorted(state.keys() - expected.keys())
     if unknown:
-        raise TrainerError(f"--init {path}: unknown key {unknown[0]!r}; is it a {arch}?")
+        raise TrainerError(f"{path}: unknown key {unknown[0]!r}; is it a {arch}?")
     model.load_state_dict(state, strict=False)
 
 
@@ -81,7 +81,7 @@ def recentre(task: Task, model: nn.Module, normals: torch.Tensor) -> None:
         assert var is not None
         new_var, new_mean = torch.var_mean(inputs[0].float(), dim=(0, 2, 3), correction=0)
         gain = norm.weight / (var + norm.eps).sqrt()
-        norm.bias += gain * (new_mean - mean)
+        norm.bias.add_(gain * (new_mean - mean))
         norm.weight.copy_(gain * (new_var + norm.eps).sqrt())
         mean.copy_(new_mean)
         var.copy_(new_var)

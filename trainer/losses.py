@@ -18,7 +18,7 @@ from trainer.render import (
 )
 
 VISIBLE_SHARE = 1 / 255  # of the mask: at most a grey level's difference below
-VISIBLE_GRID = 32  # points an edge; narrower peaks are found at the components' means
+VISIBLE_GRID = 64  # points an edge; narrower peaks are found at the components' means
 
 
 def heads(outputs: torch.Tensor, channels: int) -> torch.Tensor:

@@ -43,8 +43,6 @@ class Task:
     """
 
     loss: str
-    matching: Matching
-    counted: Components
     channels: int
     size_px: int
     device: torch.device
@@ -52,6 +50,8 @@ class Task:
     coordinates: torch.Tensor
     normals: torch.Tensor | None
     sources: torch.Tensor | None
+    matching: Matching = "nearest"
+    counted: Components = "all"
 
 
 def needs_normals(loss: str, dataset: Dataset) -> bool:

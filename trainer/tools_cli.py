@@ -78,3 +78,26 @@ def selftest(
         if keep is None:
             shutil.rmtree(folder)
         click.echo(verdict)
+
+
+@click.command(context_settings={"show_default": True})
+@click.argument("run", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--data", required=True,
+              help="Dataset whose unpainted normals are looked at.")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True,
+              help="Folder of the new backbone.")  # fmt: skip
+@click.option("--size", "size_px", type=click.IntRange(16, 4096),
+              help="Edge of the images in pixels.  [default: the dataset's]")  # fmt: skip
+@click.option("--images", type=click.IntRange(2, 10**6), default=1024, help="At most so many.")
+def restate(run: Path, data: str, out: Path, size_px: int | None, images: int) -> None:
+    """Take the batch norm statistics of RUN's backbone anew, from unpainted photographs.
+
+    The weights stay; running means and variances become those of the photographs at --size, such
+    as the size of the inspection. Writes backbone.safetensors and backbone.json to --out.
+    """
+    from trainer.cli import interruptible
+
+    with interruptible():
+        from trainer.restate import restate as take_anew
+
+        click.echo(take_anew(run, data, out, size_px=size_px, images=images))

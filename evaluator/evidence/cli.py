@@ -81,3 +81,26 @@ def run(
         if failed:
             click.echo(f"Failed: {', '.join(failed)}; see log.txt of each.", err=True)
             raise SystemExit(1)
+
+
+@evidence.command()
+@EXPERIMENTS
+@click.option(
+    "--data", "photographs", type=FOLDER, required=True, help="The folder given to `run`."
+)
+@RUNS
+@click.option(
+    "--results",
+    type=FOLDER,
+    default=Path("data_manifests/results"),
+    show_default=True,
+    help="Where the page goes.",
+)
+def collect(experiments: Path, photographs: Path, runs: Path, results: Path) -> None:
+    """Write README.md, CSV files and pictures of the arms that are done."""
+    with one_line_errors(results):
+        from evaluator.evidence.collect import collect as write
+        from evaluator.evidence.commands import Place
+        from evaluator.evidence.experiment import read_arms
+
+        click.echo(write(Place(experiments, photographs, runs), read_arms(experiments), results))

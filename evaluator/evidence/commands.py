@@ -91,11 +91,15 @@ def pretrain(place: Place, arm: Arm, seed: int) -> list[str]:
 
 def restate(place: Place, arm: Arm, seed: int) -> list[str]:
     """Take a training run's batch norm statistics anew."""
-    assert arm.experiment.runs is not None
-    assert arm.experiment.restate is not None
-    source = place.run(arm.experiment.runs, seed)
-    out = place.run(arm.name, seed)
-    return ["trainer", "restate", str(source), "--out", str(out), *arm.experiment.restate]
+    experiment = arm.experiment
+    assert experiment.runs is not None
+    assert experiment.restate is not None
+    assert experiment.data is not None
+    return [
+        *("trainer", "restate", str(place.run(experiment.runs, seed))),
+        *("--data", str(place.dataset(experiment.data)), "--out", str(place.run(arm.name, seed))),
+        *experiment.restate,
+    ]
 
 
 def spec(place: Place, arm: Arm, seed: int) -> str:
@@ -118,5 +122,6 @@ def padim(place: Place, arm: Arm) -> list[str]:
     return [
         *("evaluator", "padim", "--data", str(place.inspection), "--layout", "mvtec"),
         *("--out", str(place.report(arm.name)), "--seeds", str(SEEDS_OF_PADIM)),
+        *("--features", str(place.runs / "features"), "--features-max", "8"),
         *("--bootstrap", "0", *backbones, *arm.experiment.padim),
     ]

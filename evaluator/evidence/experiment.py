@@ -61,9 +61,15 @@ class Experiment(Model):
     def _one_origin(self) -> Self:
         if sum(x is not None for x in (self.train, self.backbone, self.runs)) != 1:
             raise ValueError("give exactly one of train, backbone and runs")
-        if (self.train is None) != (self.data is None):
-            raise ValueError("train needs a [data] table, and only train does")
+        if self.restate is not None and self.runs is None:
+            raise ValueError("restate needs runs: whose are they?")
+        if (self.train is None and self.restate is None) != (self.data is None):
+            raise ValueError("train and restate need a [data] table, and only they do")
         return self
+
+    def made_of(self) -> dict[str, object]:
+        """What the arm's runs and scores follow from; question, title and baseline may change."""
+        return self.model_dump(mode="json", exclude={"question", "title", "baseline"})
 
 
 @dataclass(frozen=True)

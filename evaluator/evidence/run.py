@@ -160,7 +160,7 @@ class Runner:
         return record
 
     def _record(self, folder: Path, arm: Arm) -> ArmRecord:
-        asked = arm.experiment.model_dump(mode="json")
+        asked = arm.experiment.made_of()
         path = folder / ARM_FILE
         if path.is_file():
             record = read_json(ArmRecord, path)

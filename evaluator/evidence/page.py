@@ -1,0 +1,139 @@
+"""The results page: Markdown whose every number stands in a CSV file beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from evaluator.evidence.differences import Difference, Noise, group_score
+from evaluator.evidence.experiment import Arm
+from evaluator.evidence.gathered import METRICS, SETTINGS, Result
+from evaluator.evidence.pictures import TITLES
+from evaluator.evidence.questions import Questions
+from evaluator.report import Metric
+
+
+def page(
+    questions: Questions,
+    arms: Sequence[Arm],
+    results: Sequence[Result],
+    others: Mapping[str, str],
+    found: Sequence[Difference],
+    noises: Mapping[Metric, Noise],
+    pictures: Sequence[str],
+) -> str:
+    """README.md of the results folder."""
+    categories = results[0].categories
+    chosen = [name for name in categories if name not in questions.untouched]
+    parts = [
+        "# Evidence",
+        questions.introduction.strip(),
+        "This page is written by `make evidence`; its words are those of "
+        "`../experiments/questions.toml`, its numbers those of `arms.csv` (every score with the "
+        "hashes of dataset, weights and protocol, seeds, commit and command), `differences.csv` "
+        "and `commands.csv`.",
+        _method(questions, chosen, noises),
+        "## All arms",
+        _all_arms(results, categories),
+    ]
+    if others:
+        lines = [f"* `{name}`: {said}" for name, said in others.items()]
+        parts.append("Not in the table:\n\n" + "\n".join(lines))
+    parts += [
+        f"![Each arm minus its baseline, largest first]({name})"
+        for name in pictures
+        if name.startswith("differences")
+    ]
+    titles = {arm.name: arm.experiment.title for arm in arms}
+    for question in questions.questions:
+        own = [r for r in results if r.arm.experiment.question == question.name]
+        parts += [
+            f"## {question.title}",
+            f"**Asked.** {question.asked.strip()}",
+            _differences(own, found, titles, questions.untouched),
+            f"**Saw.** {question.saw.strip()}",
+            f"**Changed.** {question.changed.strip()}",
+        ]
+    shown = {
+        "losses.png": "Training loss over images seen",
+        "figure5.png": "Figure 5: held-out images of the arm trained on procedural textures alone, "
+        "and what its estimates paint",
+        "figure6.png": "Figure 6 on the procedural products",
+    }
+    parts.append("## Pictures")
+    parts += [f"![{text}]({name})\n\n{text}." for name, text in shown.items() if name in pictures]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _method(questions: Questions, chosen: Sequence[str], noises: Mapping[Metric, Noise]) -> str:
+    noise = noises["pixel_auroc"]
+    untouched = ", ".join(questions.untouched)
+    return (
+        f"Recipes were chosen by the mean of {', '.join(chosen)}; **{untouched} is untouched by "
+        "the choice** and stands in its own column. A score is the mean over training seeds and "
+        f"five seeds of PaDiM's dimensions. Intervals are 95 %: {SETTINGS.draws:,} paired "
+        "bootstrap draws of the test images, and the variance between training seeds, pooled over "
+        "all trained arms (standard deviation of one run's pixel AUROC, mean of the chosen "
+        f"categories: {noise.variance**0.5:.2f} points from {noise.freedom} degrees of freedom), "
+        "Student's t. **Bold**: told apart from the baseline after Holm's correction over all arms."
+    )
+
+
+def _all_arms(results: Sequence[Result], categories: Sequence[str]) -> str:
+    lines = [
+        "Pixel AUROC in percent by category, then the means over all categories.",
+        "",
+        f"| arm | {' | '.join(categories)} | "
+        + " | ".join(f"mean {TITLES[metric]}" for metric in METRICS)
+        + " |",
+        "|---" * (1 + len(categories) + len(METRICS)) + "|",
+    ]
+    for result in results:
+        cells = [_value(result, [category], "pixel_auroc", spread=True) for category in categories]
+        cells += [_value(result, categories, metric) for metric in METRICS]
+        title = f"`{result.arm.name}` {result.arm.experiment.title}"
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n\n±: half the distance of two training seeds."
+
+
+def _value(result: Result, categories: Sequence[str], metric: Metric, spread: bool = False) -> str:
+    score = group_score(result, categories, metric)
+    if score is None:
+        return "–"
+    text = f"{score.value:.1f}"
+    if spread and len(score.seeds) == 2:
+        text += f" ± {abs(score.seeds[0] - score.seeds[1]) / 2:.1f}"
+    return text
+
+
+def _differences(
+    own: Sequence[Result],
+    found: Sequence[Difference],
+    titles: Mapping[str, str],
+    untouched: Sequence[str],
+) -> str:
+    groups = ["chosen", *untouched]
+    columns = [(group, metric) for group in groups for metric in METRICS]
+    heads = [
+        f"{TITLES[metric]}{'' if group == 'chosen' else f', {group}'}" for group, metric in columns
+    ]
+    lines = [
+        f"| arm − baseline | {' | '.join(heads)} |",
+        "|---" * (1 + len(heads)) + "|",
+    ]
+    by_key = {(one.arm, one.categories, one.metric): one for one in found}
+    for result in own:
+        baseline = result.arm.experiment.baseline
+        if baseline is None:
+            continue
+        cells = []
+        for group, metric in columns:
+            one = by_key.get((result.arm.name, group, metric))
+            cells.append("–" if one is None else _interval(one))
+        title = f"{titles[result.arm.name]} − `{baseline}`"
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def _interval(one: Difference) -> str:
+    text = f"{one.difference:+.1f} ({one.low:+.1f} to {one.high:+.1f})"
+    return f"**{text}**" if one.distinct else text
