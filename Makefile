@@ -1,6 +1,8 @@
 # make demo    from photographs to a table of pixel AUROC, in demo/
 # make test    every test        make lint    ruff and mypy       make bench   ratios against peers
 #
+# make evidence DATA=FOLDER    every experiment of data_manifests/experiments, hours; ONLY=A,B for some
+#
 # Each installs by itself what it needs, into .venv; `make demo DEMO=/elsewhere` writes elsewhere.
 
 PYTHON ?= python3
@@ -14,7 +16,12 @@ DEMO_BUILD ?=
 DEMO_TRAIN ?= --steps 300
 DEMO_EVALUATE ?=
 
-.PHONY: demo test bench lint
+# Photographs: normals/KIND/, inspection/CATEGORY/ (layout of MVTec AD), weights/.
+DATA ?= photographs
+RUNS ?= runs/evidence
+ONLY ?=
+
+.PHONY: demo test bench lint evidence
 
 demo: $(VENV)/installed-all
 	$(BIN)/builder demo-data $(DEMO)/photographs $(DEMO_PHOTOGRAPHS)
@@ -29,6 +36,11 @@ demo: $(VENV)/installed-all
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest --numprocesses 2
+
+# The results page says what all arms say: some alone do not write it anew.
+evidence: $(VENV)/installed-all
+	$(BIN)/evaluator evidence run --data $(DATA) --runs $(RUNS) $(if $(ONLY),--only $(ONLY))
+	$(if $(ONLY),,$(BIN)/evaluator evidence collect --data $(DATA) --runs $(RUNS))
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python -m tests.benchmarks
