@@ -90,6 +90,47 @@ def test_law_of_two_shares_is_that_of_a_logistic_normal():
     np.testing.assert_allclose(law(p), exact, atol=0.002)
 
 
+MIXTURE = {"kind": "mixture", "share": 0.3, "low": 0.02, "high": 0.3}
+
+
+@pytest.mark.parametrize("change", [{"sigma": MIXTURE}, {"pi": "peak"}])
+def test_draws_of_a_mixture_and_of_peaks_follow_their_law(change):
+    recipe = load_recipe("paper")
+    prior = recipe.prior.model_validate({**recipe.prior.model_dump(), **change})
+    recipe = recipe.model_copy(update={"prior": prior})
+    found = measure(recipe, "", subsample_of(recipe, 3000), painted([5]))
+    kinds = {test.kind: test for test in found.kinds}
+    assert all(test.p_value > 0.005 for test in kinds.values())
+    assert found.smallest_p_value_corrected > 0.01
+
+
+@pytest.mark.parametrize("kind", ["log_uniform", "mixture"])
+def test_law_of_peaks_is_that_of_simulated_shares(kind):
+    recipe = load_recipe("paper")
+    sigma = MIXTURE | {"kind": kind}
+    if kind == "log_uniform":
+        del sigma["share"]
+    prior = recipe.prior.model_validate({**recipe.prior.model_dump(), "sigma": sigma, "pi": "peak"})
+    recipe = recipe.model_copy(update={"prior": prior})
+    words, law = _laws(recipe)["pi"]
+    assert words == "height by the softmax of 30 standard normals"
+    _, theta = draw(recipe, 0, 20_000, 1)
+    shares = np.sort(theta[:, 8:-1:9].ravel().astype(float))
+    grid = np.quantile(shares, np.linspace(0.01, 0.99, 50))
+    empirical = np.searchsorted(shares, grid) / len(shares)
+    np.testing.assert_allclose(law(grid), empirical, atol=0.01)
+
+
+def test_law_of_a_mixture_is_that_of_its_parts():
+    recipe = load_recipe("paper")
+    prior = recipe.prior.model_validate({**recipe.prior.model_dump(), "sigma": MIXTURE})
+    words, law = _laws(recipe.model_copy(update={"prior": prior}))["sigma"]
+    assert words.startswith("in 30 % of the images log-uniform in [0.02, 0.3], else softplus")
+    # Half of the log-uniform law lies below sqrt(0.02 * 0.3); of the softplus 2.5e-2 or less.
+    wide = stats.norm.cdf(np.log(np.expm1(np.sqrt(0.006) - 0.01)))
+    assert law(np.array([np.sqrt(0.006)])) == pytest.approx(0.3 * 0.5 + 0.7 * wide)
+
+
 def test_constant_parameters_have_no_test():
     recipe = load_recipe("paper")
     fixed = recipe.prior.model_validate(

@@ -69,7 +69,8 @@ def measure(
     kinds = []
     for kind, (text, law) in laws.items():
         values = subsample.theta[:, columns[kind]].astype(np.float64)
-        if kind == "pi":  # a sample's shares depend on one another: one of each sample
+        # What depends on one another within a sample is tested by one value of each.
+        if kind == "pi" or (kind == "sigma" and isinstance(recipe.prior.sigma, Mixture)):
             values = values[np.arange(len(values)), rng.integers(values.shape[1], size=len(values))]
         pooled = values.reshape(-1)
         if len(pooled) > MAX_POOLED:
