@@ -247,6 +247,12 @@ def test_question_that_is_not_asked_is_refused(experiments: Path) -> None:
 
 # A small run, from end to end
 
+LITTLE = '"--resize", "64", "--crop", "0"'
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
 
 def run(experiments: Path, tmp_path: Path, *words: str):
     options = ["--experiments", str(experiments), "--data", str(tmp_path / "photographs")]
@@ -257,13 +263,18 @@ def run(experiments: Path, tmp_path: Path, *words: str):
 @pytest.mark.slow
 def test_evidence_runs_fails_goes_on_and_is_collected(experiments: Path, tmp_path: Path) -> None:
     write_photographs(tmp_path / "photographs")
-    write_arm(experiments, "20-direct.toml", TRAINED.format(steps=2, textures=2))
+    write_arm(
+        experiments, "10-random.toml", f'backbone = "random:resnet18:{{seed}}"\npadim = [{LITTLE}]'
+    )
+    trained = f"padim = [{LITTLE}]\n" + TRAINED.format(steps=2, textures=2)
+    write_arm(experiments, "20-direct.toml", trained)
     wrong = TRAINED.format(steps=2, textures=0).replace('"resnet18"', '"resnet19"')
     write_arm(experiments, "30-wrong.toml", wrong)
     write_arm(
         experiments,
         "40-layer1.toml",
-        'baseline = "direct"\nruns = "direct"\npadim = ["--layers", "layer1", "--dims", "9"]',
+        'baseline = "direct"\nruns = "direct"\npadim = ["--layers", "layer1", "--dims", "9", '
+        f"{LITTLE}]",
     )
     make_demo_data(tmp_path / "runs/products", train=4, good=2, per_defect=1, size_px=48, jobs=1)
     first = run(experiments, tmp_path, "run", "--jobs", "2")
@@ -277,7 +288,7 @@ def test_evidence_runs_fails_goes_on_and_is_collected(experiments: Path, tmp_pat
     results = tmp_path / "results"
     collected = run(experiments, tmp_path, "collect", "--results", str(results))
     assert collected.exit_code == 0, collected.output
-    rows = list(csv.DictReader((results / "arms.csv").open()))
+    rows = rows_of(results / "arms.csv")
     report = json.loads((tmp_path / "runs/arms/direct/report/report.json").read_text())
     cell = next(c for c in report["scores"] if c["backbone"] == "direct-1")
     row = next(
@@ -298,7 +309,7 @@ def test_evidence_runs_fails_goes_on_and_is_collected(experiments: Path, tmp_pat
         assert f"]({name})" in page
         with Image.open(results / name) as picture:
             assert picture.width > 100
-    lines = list(csv.DictReader((results / "commands.csv").open()))
+    lines = rows_of(results / "commands.csv")
     assert {line["arm"] for line in lines} == {"random", "direct", "wrong", "layer1"}
     assert not any(str(tmp_path) in line["command"] for line in lines)
 
