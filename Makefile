@@ -39,8 +39,9 @@ test: $(VENV)/installed-dev
 
 # The results page says what all arms say: some alone do not write it anew.
 evidence: $(VENV)/installed-all
-	$(BIN)/evaluator evidence run --data $(DATA) --runs $(RUNS) $(if $(ONLY),--only $(ONLY))
-	$(if $(ONLY),,$(BIN)/evaluator evidence collect --data $(DATA) --runs $(RUNS))
+	$(BIN)/evaluator evidence run --data "$(DATA)" --runs "$(RUNS)" $(if $(ONLY),--only "$(ONLY)") \
+	  $(if $(ONLY),,|| failed=$$?; \
+	  $(BIN)/evaluator evidence collect --data "$(DATA)" --runs "$(RUNS)"; exit $${failed:-$$?})
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python -m tests.benchmarks

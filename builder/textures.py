@@ -11,19 +11,31 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from builder.artifacts import atomic_file
+from builder.artifacts import Model, atomic_file, read_json, write_json
 from builder.demo import LICENSE, PNG_LEVEL
 from builder.demo_noise import Array, cells, fractal_noise, grid, smooth_noise, smoothstep, stream
 from builder.errors import BuilderError
 from builder.workers import results, usable_cores, worker_pool
 
 MAX_COUNT = 10**6
+RECORD = "textures.json"
+
+
+class TexturesRecord(Model):
+    """textures.json: what the pictures beside it are functions of, but for their numbers."""
+
+    format: Literal["semiformula-textures"] = "semiformula-textures"
+    format_version: Literal[1] = 1
+    licence: str = "CC0-1.0"
+    seed: int
+    size_px: int
 
 
 def weave(rng: np.random.Generator, size_px: int) -> Array:
@@ -116,8 +128,9 @@ def make_textures(
 ) -> str:
     """Write `count` textures to FAMILY/NNNNNN.png below `out`, and say so in a line.
 
-    What is there is kept: the same call finishes an interrupted one. Raises BuilderError for
-    numbers out of range and for a folder that cannot be written.
+    What is there is kept: the same call finishes an interrupted one, and a larger count adds to
+    it. Raises BuilderError for numbers out of range, a folder of another seed, size or larger
+    count, and one that cannot be written.
     """
     started = time.monotonic()
     for name, value, low, high in (
@@ -127,8 +140,22 @@ def make_textures(
     ):
         if not low <= value <= high:
             raise BuilderError(f"textures: {name} must lie in [{low}, {high}], found {value}")
+    record = TexturesRecord(seed=seed, size_px=size_px)
+    if (out / RECORD).is_file():
+        before = read_json(TexturesRecord, out / RECORD)
+        if before != record:
+            raise BuilderError(
+                f"{out}: holds textures of seed {before.seed} and {before.size_px} px, asked for "
+                f"seed {seed} and {size_px} px; delete the folder or name another one"
+            )
+    surplus = [path for path in out.glob("*/*.png") if int(path.stem) >= count]
+    if surplus:
+        raise BuilderError(
+            f"{out}: holds {len(surplus)} textures beyond --count {count}; give another folder"
+        )
     with atomic_file(out / "LICENSE.txt") as file:
         file.write(LICENSE.encode())
+    write_json(out / RECORD, record)
     paths = [out / _name(number) for number in range(count)]
     todo = [number for number, path in enumerate(paths) if not path.is_file()]
     tasks = [partial(_write, out / _name(number), size_px, seed, number) for number in todo]

@@ -37,7 +37,7 @@ def test_interrupted_textures_are_finished_and_the_same(tmp_path: Path) -> None:
     said = make_textures(tmp_path / "b", count=9, size_px=32, jobs=1)
     assert "5 drawn" in said
     files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.*"))
-    assert len(files) == 10  # and the licence
+    assert len(files) == 11  # and licence and record
     for name in files:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
@@ -48,6 +48,20 @@ def test_textures_do_not_depend_on_the_number_of_processes(tmp_path: Path) -> No
     for path in (tmp_path / "a").rglob("*.png"):
         other = tmp_path / "b" / path.relative_to(tmp_path / "a")
         assert path.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"seed": 1}, "holds textures of seed 0 and 32 px, asked for seed 1 and 32 px"),
+        ({"size_px": 48}, "holds textures of seed 0 and 32 px, asked for seed 0 and 48 px"),
+        ({"count": 3}, "holds 2 textures beyond --count 3"),
+    ],
+)
+def test_textures_of_another_set_are_not_mixed(tmp_path: Path, change, said: str) -> None:
+    make_textures(tmp_path, count=5, size_px=32, jobs=1)
+    with pytest.raises(BuilderError, match=said):
+        make_textures(tmp_path, **{"count": 5, "size_px": 32, "jobs": 1, **change})
 
 
 @pytest.mark.parametrize(

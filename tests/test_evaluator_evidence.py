@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,10 +25,18 @@ from evaluator.cli import main
 from evaluator.errors import EvaluatorError
 from evaluator.evidence import commands
 from evaluator.evidence.commands import Place
-from evaluator.evidence.differences import Noise, difference, differences, pooled_noise
+from evaluator.evidence.differences import (
+    Noise,
+    difference,
+    differences,
+    noise_of,
+    pooled_noise,
+)
 from evaluator.evidence.experiment import Experiment, opening_comment, read_arms, recipe_path
 from evaluator.evidence.gathered import Scored
 from evaluator.evidence.questions import read_questions
+from evaluator.evidence.run import ArmRecord, Runner, Stopped, inputs_of, read_record
+from evaluator.evidence.tables import _without
 from trainer.cli import main as trainer_main
 from trainer.models import build_model
 
@@ -214,6 +225,9 @@ def test_datasets_differ_where_recipe_normals_or_samples_do(experiments: Path) -
         ("20-a.toml", 'backbone = "x"\nbaseline = "a"', "baseline is 'a', expected another arm"),
         ("20-a.toml", 'backbone = "x"\nlosses = 1', "losses"),
         ("20-a.toml", 'backbone = "x', "cannot be read as TOML"),
+        ("20-a.toml", 'backbone = "{sed}"', "only {data} and {seed} may stand in braces"),
+        ("20-a.toml", 'backbone = "{"', "only {data} and {seed} may stand in braces"),
+        ("20-a.toml", 'runs = "random"', "runs is 'random', which trains nothing"),
         ("20-random.toml", 'backbone = "x"', "two files for one arm"),
     ],
 )
@@ -255,6 +269,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 def run(experiments: Path, tmp_path: Path, *words: str):
+    (tmp_path / "photographs").mkdir(exist_ok=True)
     options = ["--experiments", str(experiments), "--data", str(tmp_path / "photographs")]
     options += ["--runs", str(tmp_path / "runs")]
     return CliRunner().invoke(main, ["evidence", *words[:1], *options, *words[1:]])
@@ -276,6 +291,7 @@ def test_evidence_runs_fails_goes_on_and_is_collected(experiments: Path, tmp_pat
         'baseline = "direct"\nruns = "direct"\npadim = ["--layers", "layer1", "--dims", "9", '
         f"{LITTLE}]",
     )
+    (tmp_path / "photographs/inspection").mkdir()
     make_demo_data(tmp_path / "runs/products", train=4, good=2, per_defect=1, size_px=48, jobs=1)
     first = run(experiments, tmp_path, "run", "--jobs", "2")
     assert first.exit_code == 1
@@ -318,7 +334,7 @@ def test_evidence_runs_fails_goes_on_and_is_collected(experiments: Path, tmp_pat
     write_arm(experiments, "30-wrong.toml", TRAINED.format(steps=1, textures=0))
     again = run(experiments, tmp_path, "run", "--only", "direct,wrong")
     assert again.exit_code == 1
-    assert "30-wrong.toml: has changed since" in again.output
+    assert "30-wrong.toml changed since" in again.output
     shutil.rmtree(tmp_path / "runs/arms/wrong")
     again = run(experiments, tmp_path, "run", "--only", "direct,wrong")
     assert again.exit_code == 0, again.output
@@ -330,6 +346,73 @@ def test_print_prints_and_runs_nothing(experiments: Path, tmp_path: Path) -> Non
     assert result.exit_code == 0
     assert "builder demo-data" in result.output
     assert not (tmp_path / "runs").exists()
+
+
+def test_other_photographs_in_the_same_runs_are_refused(experiments: Path, tmp_path: Path) -> None:
+    (tmp_path / "runs/products").mkdir(parents=True)
+    (tmp_path / "runs/products/demo.json").touch()
+    (tmp_path / "runs/inspection").mkdir()
+    (tmp_path / "runs/inspection/tire").symlink_to(tmp_path / "elsewhere")
+    result = run(experiments, tmp_path, "run")
+    assert result.exit_code == 1
+    assert "photographs/inspection: no such folder; give --data FOLDER" in result.output
+    (tmp_path / "photographs/inspection/tire").mkdir(parents=True)
+    result = run(experiments, tmp_path, "run")
+    assert result.exit_code == 1
+    assert "give the same --data, or other --runs" in result.output
+
+
+def test_recipe_that_was_changed_is_noticed(experiments: Path, tmp_path: Path) -> None:
+    write_arm(experiments, "20-direct.toml", TRAINED.format(steps=7, textures=2))
+    direct = read_arms(experiments)[1]
+    place = Place(experiments, tmp_path / "photographs", tmp_path / "runs")
+    place.inspection.mkdir(parents=True)
+    record = ArmRecord(
+        format="semiformula-evidence-arm",
+        format_version=1,
+        arm="direct",
+        experiment=direct.experiment.made_of(),
+        inputs=inputs_of(place, direct),
+        steps=[],
+        done=True,
+    )
+    path = tmp_path / "arm.json"
+    path.write_text(record.model_dump_json())
+    assert read_record(place, direct, path) == record
+    (experiments / "recipes/small.toml").write_text(RECIPE + "max_abs_rho = 0.5\n")
+    with pytest.raises(EvaluatorError, match="direct: recipe small.toml changed since"):
+        read_record(place, direct, path)
+
+
+def test_a_signal_ends_commands_once_and_starts_no_other(experiments: Path, tmp_path: Path) -> None:
+    runner = Runner(Place(experiments, tmp_path, tmp_path / "runs"), 1)
+    said: list[object] = []
+
+    def work() -> None:
+        try:
+            runner(["http.server", "0", "--bind", "127.0.0.1"], tmp_path / "log.txt")
+        except Stopped as stopped:
+            said.append(stopped)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    while not runner._running:
+        time.sleep(0.01)
+    [process] = runner._running
+    assert os.getpgid(process.pid) != os.getpgid(0)  # the terminal's Ctrl-C does not reach it
+    runner.stop()
+    thread.join(30)
+    assert len(said) == 1
+    with pytest.raises(Stopped):
+        runner(["http.server"], tmp_path / "log.txt")
+
+
+def test_commands_are_written_without_this_machines_folders() -> None:
+    folders = {"data": "DATA", "runs/evidence": "RUNS"}
+    command = "trainer pretrain --data runs/evidence/datasets/data --x data/w data_manifests/a"
+    assert _without(folders, command) == (
+        "trainer pretrain --data RUNS/datasets/data --x DATA/w data_manifests/a"
+    )
 
 
 def test_unknown_arm_is_named_with_the_nearest(experiments: Path, tmp_path: Path) -> None:
@@ -356,9 +439,13 @@ def result_of(name: str, seeds: list[float], draws: list[float], train: bool = T
     experiment = SimpleNamespace(
         train=[] if train else None, backbone=more.get("backbone"), baseline=more.get("baseline")
     )
-    score = Scored(np.array(seeds), np.zeros(len(seeds)), np.array(draws), images=12)
-    scores = {("a", "pixel_auroc"): score}
-    return SimpleNamespace(arm=SimpleNamespace(name=name, experiment=experiment), scores=scores)
+    without = (np.array(more.get("good", [0, 1.0])), np.array(more.get("bad", [0, 1.0])))
+    score = Scored(np.array(seeds), np.zeros(len(seeds)), np.array(draws), without)
+    return SimpleNamespace(
+        arm=SimpleNamespace(name=name, experiment=experiment),
+        arch=more.get("arch", "resnet18"),
+        scores={("a", "pixel_auroc"): score},
+    )
 
 
 def test_noise_between_seeds_is_pooled_over_trained_arms() -> None:
@@ -367,42 +454,54 @@ def test_noise_between_seeds_is_pooled_over_trained_arms() -> None:
         result_of("y", [80, 83, 86], [0, 0]),  # 9 + 0 + 9, two
         result_of("random", [10, 70], [0, 0], train=False),  # not trained: left out
     ]
-    assert pooled_noise(results, ["a"], "pixel_auroc") == Noise(20 / 3, 3)
+    results.append(result_of("m", [90, 94], [0, 0], arch="mobilenet_v2"))
+    assert pooled_noise(results, ["a"], "pixel_auroc") == {
+        "resnet18": Noise(20 / 3, 3),
+        "mobilenet_v2": Noise(8, 1),
+    }
 
 
 def test_interval_typed_by_hand() -> None:
-    # Images: the differences 1 and 3 of the draws have variance 2, degrees of freedom 12 - 2.
-    # Training: 1.5 / 2 on each side, 3 degrees of freedom. Satterthwaite: 3.5^2 / (0.4 + 0.75).
-    x, y = result_of("x", [92, 94], [91, 93]), result_of("y", [90, 92], [90, 90])
-    one = difference(x, y, "chosen", ["a"], "pixel_auroc", Noise(1.5, 3))
-    t = 2.2098  # of Student's distribution with 10.652 degrees of freedom, 97.5 %
+    # Images: the differences 1 and 3 of the draws have variance 2. Without one of three good, or
+    # of three defective images the differences are 0, 1, 2 (jackknife variance 4 / 3) and 0, 0, 0:
+    # all of it is the good ones', so 2 degrees of freedom. Training: 1.5 / 2 a side, 3 degrees of
+    # freedom each. Satterthwaite: 3.5^2 / (2^2 / 2 + 2 * 0.75^2 / 3) = 5.1579.
+    x = result_of("x", [92, 94], [91, 93], good=[0, 1, 2], bad=[0, 0, 0])
+    y = result_of("y", [90, 92], [90, 90], good=[0, 0, 0], bad=[0, 0, 0])
+    one = difference(x, y, "chosen", ["a"], "pixel_auroc", {"resnet18": Noise(1.5, 3)})
+    t = 2.5471  # of Student's distribution with 5.1579 degrees of freedom, 97.5 %
     assert one.difference == 2
-    assert pytest.approx(10.652, abs=1e-3) == 3.5**2 / (2**2 / 10 + 1.5**2 / 3)
     assert one.high - one.difference == pytest.approx(t * 3.5**0.5, rel=1e-3)
     assert one.low + one.high == pytest.approx(4)
 
 
-def test_weights_from_a_file_have_no_noise_between_seeds() -> None:
-    x = result_of("x", [92.0], [91, 93], train=False, backbone="w.safetensors")
-    y = result_of("y", [90, 92], [90, 90])
-    one = difference(x, y, "chosen", ["a"], "pixel_auroc", Noise(1.5, 3))
-    both = difference(y, x, "chosen", ["a"], "pixel_auroc", Noise(1.5, 3))
-    freedom = 2.75**2 / (2**2 / 10 + 0.75**2 / 3)
-    from scipy import special
+def test_noise_of_a_side_is_its_kinds() -> None:
+    pooled = {"resnet18": Noise(1.5, 3)}
+    file = result_of("f", [92.0], [0, 0], train=False, backbone="w.safetensors")
+    calm = result_of("r", [90, 90], [0, 0], train=False, backbone="random:resnet18:{seed}")
+    wild = result_of("r", [90, 94], [0, 0], train=False, backbone="random:resnet18:{seed}")
+    other = result_of("o", [90, 94], [0, 0], arch="mobilenet_v2")
+    for result, noise in ((file, Noise(0, 1)), (calm, Noise(1.5, 3)), (wild, Noise(8, 1))):
+        assert noise_of(result, result.scores["a", "pixel_auroc"], pooled) == noise
+    assert noise_of(other, other.scores["a", "pixel_auroc"], pooled) is None
 
-    half = special.stdtrit(freedom, 0.975) * 2.75**0.5
-    assert one.high - one.difference == pytest.approx(half)
-    assert both.difference == -one.difference
-    assert both.p == one.p
+
+def test_difference_without_any_second_run_has_no_interval() -> None:
+    x, y = result_of("x", [92], [91, 93]), result_of("y", [90], [90, 90])
+    one = difference(x, y, "chosen", ["a"], "pixel_auroc", {})
+    assert one.difference == 2
+    assert np.isnan(one.low)
+    assert one.p == 1
+    assert not one.distinct
 
 
 def test_differences_are_corrected_over_all_arms_of_a_group() -> None:
     results = [
         result_of("base", [90, 90], [90, 91, 89]),
-        result_of("x", [99, 99], [99, 98, 99.5], baseline="base"),
-        result_of("y", [91, 91], [91, 90, 92], baseline="base"),
+        result_of("x", [99, 99], [99, 98, 99.5], baseline="base", good=[0] * 9, bad=[0] * 9),
+        result_of("y", [91, 91], [91, 90, 92], baseline="base", good=[0] * 9, bad=[0] * 9),
     ]
-    results[0].scores["a", "pixel_auroc"].seeds[:] = [89.9, 90.1]
+    results[0] = result_of("base", [89.9, 90.1], [90, 91, 89], good=range(9), bad=range(9))
     x, y = differences(results, {"chosen": ["a"]})
     assert (x.arm, y.arm) == ("x", "y")
     assert x.p_holm == pytest.approx(min(1, 2 * x.p))

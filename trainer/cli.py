@@ -105,7 +105,7 @@ def pretrain(
     if sum(value is not None for value in (epochs, steps, minutes)) > 1:
         raise click.UsageError("give one of --epochs, --steps and --minutes")
     if (task == "classify") == (loss is not None):
-        raise click.UsageError("give --loss direct or --loss indirect, or --task classify alone")
+        raise click.UsageError("give --loss direct, indirect or sum, or --task classify alone")
     with interruptible():
         from trainer.run import Duration
         from trainer.setup import Options

@@ -15,7 +15,7 @@ from trainer.models import ARCHITECTURES
 from trainer.task import Task, resized, to_signed
 
 MAX_WEIGHTS_BYTES = 8 * 2**30
-RECENTRE_IMAGES = 256  # statistics of each channel over at least 256 positions
+RECENTRE_IMAGES = 256  # at most; each channel has statistics over all of their positions
 
 
 def begin_with(model: nn.Module, arch: str, path: Path) -> None:
@@ -52,6 +52,8 @@ def begin_with(model: nn.Module, arch: str, path: Path) -> None:
             )
         if not bool(torch.isfinite(state[key].float()).all()):
             raise TrainerError(f"{path}: {key!r} holds values that are not finite")
+        if key.endswith("running_var") and bool((state[key] < 0).any()):
+            raise TrainerError(f"{path}: {key!r} holds variances below 0")
     unknown = sorted(state.keys() - expected.keys())
     if unknown:
         raise TrainerError(f"{path}: unknown key {unknown[0]!r}; is it a {arch}?")
@@ -73,6 +75,7 @@ def recentre(task: Task, model: nn.Module, normals: torch.Tensor) -> None:
     network in evaluation is the same function, and one in training begins near it, also where the
     file's batch norms were folded into its convolutions.
     """
+    assert len(normals)
     images = to_signed(resized(normals.to(task.device), task.size_px)).expand(-1, 3, -1, -1)
 
     def take(norm: _BatchNorm, inputs: tuple[torch.Tensor, ...]) -> None:

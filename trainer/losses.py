@@ -8,17 +8,16 @@ from torch.nn import functional as F
 
 from trainer.choices import Components, Matching
 from trainer.render import (
+    CHUNK_VALUES,
     SIGMA_FLOOR,
     components_of,
     log_densities,
-    log_peaks,
-    pixel_coordinates,
     render,
     split_theta,
 )
 
 VISIBLE_SHARE = 1 / 255  # of the mask: at most a grey level's difference below
-VISIBLE_GRID = 64  # points an edge; narrower peaks are found at the components' means
+FAR = 1e9  # a distance that no assignment would choose
 
 
 def heads(outputs: torch.Tensor, channels: int) -> torch.Tensor:
@@ -47,6 +46,7 @@ def direct_losses(
     channels: int,
     matching: Matching = "nearest",
     counted: Components = "all",
+    coordinates: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """L_direct (9) of each sample [B], and its two terms [B], which add up to it.
 
@@ -54,13 +54,15 @@ def direct_losses(
     component the nearest estimated one counts; several true components may share one, and an
     estimate nobody is near to costs nothing. With "one-to-one" each true component has an estimate
     of its own, those that cost least together. `counted` "visible" leaves out components that
-    cannot be seen (see `visible_components`); K is then the number of those that can.
+    cannot be seen at the pixels of `coordinates` [W] (see `visible_components`); K is then the
+    number of those that can.
     """
     truth, guess = components_of(theta, channels), components_of(estimate, channels)  # [B, K, C+6]
     distance = (truth[:, :, None] - guess[:, None]).square().mean(dim=3)  # [B, K true, K estimated]
     counts = torch.ones_like(theta[:, :1]).expand(-1, truth.shape[1])
     if counted == "visible":
-        counts = visible_components(theta, channels).to(theta.dtype)  # [B, K], 0 or 1
+        assert coordinates is not None
+        counts = visible_components(theta, channels, coordinates).to(theta.dtype)  # [B, K], 0 or 1
     nearest = distance.amin(dim=2) if matching == "nearest" else assigned(distance, counts)
     share = 1 / (counts.sum(dim=1) + 1)
     components = share * (counts * nearest).sum(dim=1)
@@ -77,26 +79,31 @@ def assigned(distance: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     from scipy.optimize import linear_sum_assignment
 
     costs = (distance * counts[:, :, None]).detach().cpu().numpy()
+    # A run that diverges is found out by its loss, which keeps what is not finite.
+    costs = np.nan_to_num(costs, nan=FAR, posinf=FAR)
     columns = np.stack([linear_sum_assignment(cost)[1] for cost in costs])
     own = torch.from_numpy(columns).to(distance.device)
     return distance.gather(2, own[:, :, None]).squeeze(2)
 
 
 @torch.no_grad()
-def visible_components(theta: torch.Tensor, channels: int) -> torch.Tensor:
+def visible_components(
+    theta: torch.Tensor, channels: int, coordinates: torch.Tensor
+) -> torch.Tensor:
     """Which components of theta [B, K(C+6)+1] can be seen: bool [B, K].
 
-    A component can where its share of the mask (5) reaches VISIBLE_SHARE at its mean, which lies
-    in the image. The mixture's largest density is taken on a grid of VISIBLE_GRID points an edge
-    and at the means.
+    Those whose share of the mask (5) reaches VISIBLE_SHARE in some pixel of the image, whose
+    columns and rows lie at `coordinates` [W] in [-1, 1].
     """
-    part = split_theta(theta, channels)
-    grid = pixel_coordinates(VISIBLE_GRID, VISIBLE_GRID).to(theta.device)
-    densities = log_densities(part, grid).flatten(2)  # [B, K, points]
-    peaks = log_peaks(part)
-    largest = torch.maximum(densities.logsumexp(dim=1).amax(dim=1), peaks.amax(dim=1))
-    shares = part.scale[:, None] * (peaks - largest[:, None]).exp()
-    return shares >= VISIBLE_SHARE
+    values = (theta.shape[1] - 1) // (channels + 6) * len(coordinates) ** 2
+    found = []
+    for piece in theta.split(max(1, CHUNK_VALUES.get(theta.device.type, 2**27) // values)):
+        part = split_theta(piece, channels)
+        densities = log_densities(part, coordinates).flatten(2)  # [b, K, HW]
+        largest = densities.logsumexp(dim=1).amax(dim=1, keepdim=True)  # [b, 1]
+        shares = part.scale[:, None] * (densities.amax(dim=2) - largest).exp()
+        found.append(shares >= VISIBLE_SHARE)
+    return torch.cat(found)
 
 
 def sum_losses(

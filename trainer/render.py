@@ -100,22 +100,11 @@ def log_densities(part: Theta, coordinates: torch.Tensor) -> torch.Tensor:
     where the textbook form loses all its digits near |rho| = 1.
     """
     sigma = part.sigma.clamp_min(SIGMA_FLOOR)
-    root = _root(part)
+    root = ((1 - part.rho) * (1 + part.rho)).clamp_min(ONE_MINUS_RHO2_FLOOR).sqrt()  # [B, K]
     grid = coordinates.to(part.mean.dtype)
     z = (grid - part.mean[..., None]) / sigma[..., None]  # [B, K, 2, W]
     zx, zy = z.unbind(dim=2)  # along columns, along rows
-    constant = log_peaks(part)
+    constant = part.pi.clamp_min(PI_FLOOR).log() - sigma.log().sum(2) - root.log()
     u = (zx / root[..., None])[:, :, None, :] - ((part.rho / root)[..., None] * zy)[..., None]
     rows = constant[..., None] - 0.5 * zy.square()  # [B, K, H]
     return torch.addcmul(rows[..., None], u, u, value=-0.5)
-
-
-def log_peaks(part: Theta) -> torch.Tensor:
-    """log p_k + log 2 pi at the component's own mean (3): [B, K]."""
-    sigma = part.sigma.clamp_min(SIGMA_FLOOR)
-    return part.pi.clamp_min(PI_FLOOR).log() - sigma.log().sum(2) - _root(part).log()
-
-
-def _root(part: Theta) -> torch.Tensor:
-    """sqrt(1 - rho^2) with its floor: [B, K]."""
-    return ((1 - part.rho) * (1 + part.rho)).clamp_min(ONE_MINUS_RHO2_FLOOR).sqrt()

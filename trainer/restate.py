@@ -31,7 +31,8 @@ def restate(run: Path, data: str, out: Path, *, size_px: int | None, images: int
     """Write RUN's backbone to `out` with statistics of at most `images` normals; a line of summary.
 
     Means and variances are averaged over batches of 32, each counting alike. Raises TrainerError
-    for a run without a whole backbone, without batch norms, or an `out` that is the run itself.
+    for a run without a whole backbone, a dataset of fewer than two normals, and an `out` that holds
+    a run.
     """
     if not (run / BACKBONE_FILE).is_file():
         raise TrainerError(f"{run}: holds no {BACKBONE_FILE}; it is written when a run ends")
@@ -42,12 +43,19 @@ def restate(run: Path, data: str, out: Path, *, size_px: int | None, images: int
     model = build_model(backbone.arch, 1)
     begin_with(model, backbone.arch, run / WEIGHTS_FILE)
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    assert norms  # every architecture of ours has them
     storage = open_storage(data)
     dataset = read_dataset(storage)
     if dataset.contents == "labels":
         raise TrainerError(f"--data {data}: a labelled dataset keeps no normal photographs apart")
     cache = Cache(default_folder(), default_bytes(default_folder()))
     table = torch.from_numpy(some_of(read_normals(storage, cache, dataset), images))
+    if len(table) < 2:
+        raise TrainerError(f"--data {data}: one normal photograph; statistics take two at least")
+    if (out / BACKBONE_FILE).exists():
+        before = read_json(Backbone, out / BACKBONE_FILE)
+        if before.training.restated_images is None:
+            raise TrainerError(f"--out {out}: holds a run's own backbone; give another folder")
     edge = size_px or dataset.image.size_px
     for norm in norms:
         norm.reset_running_stats()

@@ -139,7 +139,14 @@ def losses_of(task: Task, model: torch.nn.Module, batch: Batch) -> Losses:
     theta_estimate = estimate(task, model, anomaly)
     if task.loss == "indirect":
         return _indirect(task, theta_estimate, batch, anomaly)
-    direct = direct_losses(theta_estimate, batch.theta, task.channels, task.matching, task.counted)
+    direct = direct_losses(
+        theta_estimate,
+        batch.theta,
+        task.channels,
+        task.matching,
+        task.counted,
+        task.coordinates,
+    )
     if task.loss == "direct":
         return direct
     indirect, terms = _indirect(task, theta_estimate, batch, anomaly)

@@ -143,11 +143,10 @@ def _sigma(sigma: LogUniform | SoftplusNormal | Mixture) -> tuple[str, Law | Non
     if isinstance(sigma, SoftplusNormal):
         return words, softplus
     share, (narrow, law) = sigma.share, _log_uniform(sigma.low, sigma.high)
-    low = sigma.low
+    assert law is not None  # low < high
 
     def mixed(x: Array) -> Array:
-        below = law(x) if law is not None else (x >= low).astype(np.float64)
-        return share * below + (1 - share) * softplus(x)
+        return share * law(x) + (1 - share) * softplus(x)
 
     return f"in {100 * share:g} % of the images {narrow}, else {words}", mixed
 

@@ -15,7 +15,7 @@ from evaluator.evidence import commands
 from evaluator.evidence.commands import Place
 from evaluator.evidence.differences import differences, pooled_noise
 from evaluator.evidence.experiment import Arm
-from evaluator.evidence.gathered import METRICS, Result, gather
+from evaluator.evidence.gathered import METRICS, Result, gather, records
 from evaluator.evidence.page import page
 from evaluator.evidence.pictures import bars, losses
 from evaluator.evidence.questions import Questions, read_questions
@@ -32,19 +32,21 @@ def collect(place: Place, arms: list[Arm], out: Path) -> str:
     if not results:
         raise EvaluatorError(f"{place.runs}: no arm is done; run `evaluator evidence run` first")
     categories = results[0].categories
+    for name in ("all", "chosen"):
+        if name in categories:
+            raise EvaluatorError(f"{place.inspection}: a category may not be called {name!r}")
     for result in results:
-        if result.categories != categories:
+        if _seen(result) != _seen(results[0]):
             raise EvaluatorError(
-                f"{place.report(result.arm.name)}: categories {', '.join(result.categories)}, "
-                f"expected {', '.join(categories)}; evaluate all arms on the same photographs"
+                f"{place.report(result.arm.name)}: other photographs, masks or protocol than in "
+                f"{place.report(results[0].arm.name)}; remove one and run its arm again"
             )
     chosen = [name for name in categories if name not in questions.untouched]
     groups = {"chosen": chosen, "all": categories, **{name: [name] for name in categories}}
     found = differences(results, groups)
     write_bytes(out / "arms.csv", arms_csv(results).encode())
     write_bytes(out / "differences.csv", differences_csv(found).encode())
-    runs, data = str(place.runs), str(place.photographs)
-    write_bytes(out / "commands.csv", commands_csv(results, others, arms, runs, data).encode())
+    write_bytes(out / "commands.csv", commands_csv(place, arms, records(place, arms)).encode())
     pictures = _pictures(place, questions, results, out)
     titles = {arm.name: arm.experiment.title for arm in arms}
     of_chosen = [one for one in found if one.categories == "chosen"]
@@ -53,7 +55,7 @@ def collect(place: Place, arms: list[Arm], out: Path) -> str:
             name = f"differences-{metric}.png"
             write_bytes(out / name, bars(of_chosen, metric, titles))
             pictures.append(name)
-    noises = {metric: pooled_noise(results, chosen, metric) for metric in METRICS}
+    noises = pooled_noise(results, chosen, "pixel_auroc")
     text = page(questions, arms, results, others, found, noises, pictures)
     write_bytes(out / "README.md", text.encode())
     told = sum(one.distinct for one in of_chosen)
@@ -61,6 +63,12 @@ def collect(place: Place, arms: list[Arm], out: Path) -> str:
         f"{out}: {len(results)} of {len(arms)} arms, {told} of {len(of_chosen)} differences on "
         f"{', '.join(chosen)} told apart"
     )
+
+
+def _seen(result: Result) -> tuple[object, ...]:
+    """What pairs the draws of two arms: the very same photographs under the same protocol."""
+    photographs = [(record.category, record.sha256) for record in result.report.categories]
+    return (*photographs, result.report.protocol_sha256)
 
 
 def _pictures(

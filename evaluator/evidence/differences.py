@@ -2,7 +2,8 @@
 
 The bootstrap over test images says how far a difference would move on other photographs of the
 same parts; it knows nothing of another training run with another seed. With two seeds an arm's own
-spread says little, so the variance between training seeds is pooled over all arms, and added.
+spread says little, so the variance between training seeds is pooled over all arms of a network, and
+added.
 """
 
 from __future__ import annotations
@@ -59,20 +60,43 @@ def group_score(result: Result, categories: Sequence[str], metric: Metric) -> Sc
         seeds=np.mean([part.seeds for part in known], axis=0),
         sds=np.mean([part.sds for part in known], axis=0),
         draws=np.mean([part.draws for part in known], axis=0),
-        images=sum(part.images for part in known),
+        without=tuple(kind / len(known) for part in known for kind in part.without),
     )
 
 
-def pooled_noise(results: Sequence[Result], categories: Sequence[str], metric: Metric) -> Noise:
-    """The variance between training seeds, from every arm that was trained with several."""
-    squares, freedom = 0.0, 0
+def pooled_noise(
+    results: Sequence[Result], categories: Sequence[str], metric: Metric
+) -> dict[str, Noise]:
+    """The variance between training seeds by architecture, over arms trained with several."""
+    squares: dict[str, float] = {}
+    freedom: dict[str, int] = {}
     for result in results:
         score = group_score(result, categories, metric)
         if result.arm.experiment.train is None or score is None or len(score.seeds) < 2:
             continue
-        squares += float(((score.seeds - score.value) ** 2).sum())
-        freedom += len(score.seeds) - 1
-    return Noise(squares / freedom if freedom else math.nan, freedom)
+        squares[result.arch] = squares.get(result.arch, 0) + _squares(score)
+        freedom[result.arch] = freedom.get(result.arch, 0) + len(score.seeds) - 1
+    return {arch: Noise(squares[arch] / freedom[arch], freedom[arch]) for arch in squares}
+
+
+def noise_of(result: Result, score: Scored, pooled: Mapping[str, Noise]) -> Noise | None:
+    """The variance between seeds of an arm's single run; None where nothing tells it.
+
+    Of trained arms the pooled one of their architecture; of random weights that or their own,
+    whichever is larger; 0 for weights from a file.
+    """
+    spec = result.arm.experiment.backbone
+    if spec is not None and "{seed}" not in spec:
+        return Noise(0.0, 1)
+    trained = pooled.get(result.arch)
+    if spec is None or len(score.seeds) < 2:
+        return trained
+    own = Noise(_squares(score) / (len(score.seeds) - 1), len(score.seeds) - 1)
+    return own if trained is None or own.variance > trained.variance else trained
+
+
+def _squares(score: Scored) -> float:
+    return float(((score.seeds - score.value) ** 2).sum())
 
 
 def difference(
@@ -81,44 +105,48 @@ def difference(
     name: str,
     categories: Sequence[str],
     metric: Metric,
-    noise: Noise,
+    pooled: Mapping[str, Noise],
 ) -> Difference | None:
     """One difference with its interval and p, before Holm's correction.
 
-    Variance: that of the paired bootstrap draws, plus noise.variance / seeds of each side that
-    differs from seed to seed (weights from a file have none). Student's t with Satterthwaite's
-    degrees of freedom, images less two a category for the bootstrap's part. Arms that share their
-    training runs are given the noise too, which makes them harder to tell apart, not easier.
+    Variance: that of the paired bootstrap draws, plus `noise_of` each side over its number of
+    seeds. Student's t with Satterthwaite's degrees of freedom; the images' part has those of the
+    jackknife, by kind of image, for few of a kind make the bootstrap too sure of itself. Arms that
+    share their training runs are given the noise too, which makes them harder to tell apart. NaN
+    and p = 1 where no run was made twice.
     """
     x, y = group_score(arm, categories, metric), group_score(baseline, categories, metric)
     if x is None or y is None:
         return None
-    of_images = float(np.nanvar(x.draws - y.draws, ddof=1))
-    of_training = sum(
-        noise.variance / len(side.seeds)
-        for result, side in ((arm, x), (baseline, y))
-        if not _fixed(result)
-    )
-    variance = of_images + of_training
     value = x.value - y.value
-    if not variance > 0:
-        return Difference(
-            arm.arm.name, baseline.arm.name, name, metric, value, math.nan, math.nan, 1.0
-        )
-    parts = of_images**2 / max(1, x.images - 2 * len(categories))
-    parts += of_training**2 / max(1, noise.freedom)
-    freedom = variance**2 / parts
+    sides = [(noise_of(arm, x, pooled), x), (noise_of(baseline, y, pooled), y)]
+    known = [
+        (noise.variance / len(side.seeds), noise.freedom)
+        for noise, side in sides
+        if noise is not None
+    ]
+    of_images = float(np.nanvar(x.draws - y.draws, ddof=1))
+    parts = [(of_images, _image_freedom(x, y)), *known]
+    variance = sum(part for part, _ in parts)
+    names = (arm.arm.name, baseline.arm.name, name, metric)
+    if len(known) < len(sides) or not variance > 0:
+        return Difference(*names, value, math.nan, math.nan, 1.0)
+    freedom = variance**2 / sum(part**2 / freedom for part, freedom in parts)
     error = math.sqrt(variance)
     half = float(special.stdtrit(freedom, (1 + LEVEL) / 2)) * error
     p = 2 * float(special.stdtr(freedom, -abs(value) / error))
-    return Difference(
-        arm.arm.name, baseline.arm.name, name, metric, value, value - half, value + half, p
-    )
+    return Difference(*names, value, value - half, value + half, p)
 
 
-def _fixed(result: Result) -> bool:
-    spec = result.arm.experiment.backbone
-    return spec is not None and "{seed}" not in spec
+def _image_freedom(x: Scored, y: Scored) -> float:
+    """Satterthwaite's degrees of freedom of the jackknife over images, kind by kind."""
+    kinds = [a - b for a, b in zip(x.without, y.without, strict=True)]
+    spread = [(len(k) - 1) ** 2 / len(k) * float(np.var(k, ddof=1)) for k in kinds if len(k) > 1]
+    total = sum(spread)
+    if not total > 0:
+        return 1.0
+    sizes = [len(k) for k in kinds if len(k) > 1]
+    return 1 / sum((one / total) ** 2 / (n - 1) for one, n in zip(spread, sizes, strict=True))
 
 
 def differences(results: Sequence[Result], groups: Mapping[str, Sequence[str]]) -> list[Difference]:
@@ -127,13 +155,13 @@ def differences(results: Sequence[Result], groups: Mapping[str, Sequence[str]]) 
     found: list[Difference] = []
     for name, categories in groups.items():
         for metric in METRICS:
-            noise = pooled_noise(results, categories, metric)
+            pooled = pooled_noise(results, categories, metric)
             family = []
             for result in results:
                 baseline = by_name.get(result.arm.experiment.baseline or "")
                 if baseline is None:
                     continue
-                one = difference(result, baseline, name, categories, metric, noise)
+                one = difference(result, baseline, name, categories, metric, pooled)
                 if one is not None:
                     family.append(one)
             corrected = holm([one.p for one in family])

@@ -99,10 +99,35 @@ def read_arms(folder: Path) -> list[Arm]:
             other = getattr(arm.experiment, key)
             if other is not None and other not in known - {arm.name}:
                 raise EvaluatorError(f"{arm.path}: {key} is {other!r}, expected another arm's name")
+        _check_placeholders(arm)
+        _check_source(arm, arms)
         data = arm.experiment.data
         if data is not None and not recipe_path(folder, data).is_file():
             raise EvaluatorError(f"{arm.path}: no recipe {recipe_path(folder, data)}")
     return arms
+
+
+def _check_placeholders(arm: Arm) -> None:
+    texts = [*(arm.experiment.train or []), arm.experiment.backbone or ""]
+    for text in texts:
+        try:
+            text.format(data="", seed=0)
+        except (KeyError, IndexError, ValueError, AttributeError):
+            raise EvaluatorError(
+                f"{arm.path}: {text!r}: only {{data}} and {{seed}} may stand in braces"
+            ) from None
+
+
+def _check_source(arm: Arm, arms: list[Arm]) -> None:
+    """The arm whose runs another takes must train them, with the same seeds."""
+    source = next((one for one in arms if one.name == arm.experiment.runs), None)
+    if source is None:
+        return
+    if source.experiment.train is None:
+        raise EvaluatorError(f"{arm.path}: runs is {source.name!r}, which trains nothing")
+    missing = set(arm.experiment.seeds) - set(source.experiment.seeds)
+    if missing:
+        raise EvaluatorError(f"{arm.path}: seed {min(missing)} is none of {source.name!r}'s")
 
 
 def recipe_path(folder: Path, data: Data) -> Path:

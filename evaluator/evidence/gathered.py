@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import json
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +13,12 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from evaluator.artifacts import read_json
+from evaluator.artifacts import read_json, sha256_of, write_bytes
 from evaluator.cells import cell_statistics
-from evaluator.compare import resample
-from evaluator.errors import EvaluatorError
+from evaluator.compare import Resampled, resample
 from evaluator.evidence.commands import Place
 from evaluator.evidence.experiment import Arm
-from evaluator.evidence.run import ARM_FILE, ArmRecord
+from evaluator.evidence.run import ARM_FILE, ArmRecord, read_record
 from evaluator.report import Bootstrap, Metric, Report
 
 METRICS: tuple[Metric, ...] = ("pixel_auroc", "aupro_30", "image_auroc")
@@ -29,14 +31,15 @@ Draws = npt.NDArray[np.float64]
 class Scored:
     """One arm on one category under one metric, in percent.
 
-    `seeds` [training seeds] are means over PaDiM's seeds, `sds` their spread over these; `draws`
-    [bootstrap draws] of the mean over training seeds are paired between arms.
+    `seeds` [training seeds] are means over PaDiM's seeds, `sds` their spread over these. `draws`
+    [bootstrap draws] of the mean over training seeds are paired between arms, and so is `without`:
+    for each kind of image, good and defective, the number without one of them.
     """
 
     seeds: Draws
     sds: Draws
     draws: Draws
-    images: int
+    without: tuple[Draws, ...]
 
     @property
     def value(self) -> float:
@@ -54,6 +57,11 @@ class Result:
     scores: Mapping[tuple[str, Metric], Scored]
 
     @property
+    def arch(self) -> str:
+        """The network of its backbones."""
+        return self.report.backbones[0].arch
+
+    @property
     def categories(self) -> list[str]:
         """The categories evaluated."""
         return [record.category for record in self.report.categories]
@@ -67,9 +75,7 @@ def gather(place: Place, arms: Sequence[Arm]) -> tuple[list[Result], dict[str, s
         if not path.is_file():
             others[arm.name] = "not run"
             continue
-        record = read_json(ArmRecord, path)
-        if record.experiment != arm.experiment.made_of():
-            raise EvaluatorError(f"{arm.path}: has changed since {path} was written; run it again")
+        record = read_record(place, arm, path)
         if record.done:
             results.append(_result(place, arm, record))
         else:
@@ -79,13 +85,19 @@ def gather(place: Place, arms: Sequence[Arm]) -> tuple[list[Result], dict[str, s
     return results, others
 
 
+def records(place: Place, arms: Sequence[Arm]) -> dict[str, ArmRecord]:
+    """The records of the arms that were begun, by name."""
+    paths = {arm.name: place.runs / "arms" / arm.name / ARM_FILE for arm in arms}
+    return {name: read_json(ArmRecord, path) for name, path in paths.items() if path.is_file()}
+
+
 def _result(place: Place, arm: Arm, record: ArmRecord) -> Result:
     folder = place.report(arm.name)
     report = read_json(Report, folder / "report.json")
     scores: dict[tuple[str, Metric], Scored] = {}
     for category in report.categories:
         cells = [cell for cell in report.scores if cell.category == category.category]
-        draws = _draws(folder, report, category.category)
+        resampled = _resampled(folder, report, category.category)
         for metric in METRICS:
             if metric not in cells[0].metrics:
                 continue
@@ -94,21 +106,46 @@ def _result(place: Place, arm: Arm, record: ArmRecord) -> Result:
             scores[category.category, metric] = Scored(
                 seeds=values.mean(axis=1),
                 sds=spread,
-                draws=draws[metric],
-                images=len(category.images),
+                draws=resampled[metric].draws,
+                without=resampled[metric].without,
             )
     return Result(arm, record, report, scores)
 
 
-def _draws(folder: Path, report: Report, category: str) -> dict[Metric, Draws]:
-    """Bootstrap draws of the mean over all seeds, kept beside the report's cells."""
+def _resampled(folder: Path, report: Report, category: str) -> dict[Metric, Resampled]:
+    """Bootstrap draws and jackknife of the mean over all seeds, kept beside the report's cells.
+
+    What is kept is found by all that it follows from, and worked out again where it is damaged.
+    """
     cells = [cell for cell in report.scores if cell.category == category]
-    kept = folder / f"draws-{category}-{cells[0].statistics[0].sha256[:12]}.npz"
-    if kept.is_file():
-        with np.load(kept, allow_pickle=False) as file:
-            return {metric: file[metric] for metric in METRICS if metric in file}
+    hashes = [stored.sha256 for cell in cells for stored in cell.statistics]
+    key = sha256_of(json.dumps([hashes, SETTINGS.model_dump(), METRICS]).encode())
+    kept = folder / "cells" / f"draws-{key[:16]}.npz"
+    try:
+        return _read(kept)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError):
+        pass
     statistics = [one for cell in cells for one in cell_statistics(folder, cell)]
     found = resample(category, {"arm": statistics}, SETTINGS, metrics=METRICS)
-    draws = {metric: found["arm", metric].draws for metric in METRICS if ("arm", metric) in found}
-    np.savez(kept, **draws)  # type: ignore[arg-type]
-    return draws
+    resampled = {metric: one for (_, metric), one in found.items()}
+    arrays: dict[str, Draws] = {}
+    for metric, one in resampled.items():
+        arrays |= {f"{metric} draws": one.draws, f"{metric} value": np.array(one.value)}
+        arrays |= {f"{metric} without {n}": part for n, part in enumerate(one.without)}
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    write_bytes(kept, buffer.getvalue())
+    return resampled
+
+
+def _read(kept: Path) -> dict[Metric, Resampled]:
+    with np.load(kept, allow_pickle=False) as file:
+        return {
+            metric: Resampled(
+                value=float(file[f"{metric} value"]),
+                draws=file[f"{metric} draws"],
+                without=(file[f"{metric} without 0"], file[f"{metric} without 1"]),
+            )
+            for metric in METRICS
+            if f"{metric} value" in file
+        }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from evaluator.evidence.differences import Difference, Noise, group_score
@@ -18,12 +19,12 @@ def page(
     results: Sequence[Result],
     others: Mapping[str, str],
     found: Sequence[Difference],
-    noises: Mapping[Metric, Noise],
+    noises: Mapping[str, Noise],
     pictures: Sequence[str],
 ) -> str:
     """README.md of the results folder."""
     categories = results[0].categories
-    chosen = [name for name in categories if name not in questions.untouched]
+    untouched = [name for name in categories if name in questions.untouched]
     parts = [
         "# Evidence",
         questions.introduction.strip(),
@@ -31,7 +32,7 @@ def page(
         "`../experiments/questions.toml`, its numbers those of `arms.csv` (every score with the "
         "hashes of dataset, weights and protocol, seeds, commit and command), `differences.csv` "
         "and `commands.csv`.",
-        _method(questions, chosen, noises),
+        _method(questions, categories, noises, len(results[0].report.seeds)),
         "## All arms",
         _all_arms(results, categories),
     ]
@@ -49,14 +50,14 @@ def page(
         parts += [
             f"## {question.title}",
             f"**Asked.** {question.asked.strip()}",
-            _differences(own, found, titles, questions.untouched),
+            _differences(own, found, titles, untouched),
             f"**Saw.** {question.saw.strip()}",
             f"**Changed.** {question.changed.strip()}",
         ]
     shown = {
         "losses.png": "Training loss over images seen",
-        "figure5.png": "Figure 5: held-out images of the arm trained on procedural textures alone, "
-        "and what its estimates paint",
+        "figure5.png": f"Figure 5: held-out images of the arm `{questions.pictured}`, and what its "
+        "estimates paint",
         "figure6.png": "Figure 6 on the procedural products",
     }
     parts.append("## Pictures")
@@ -64,17 +65,28 @@ def page(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _method(questions: Questions, chosen: Sequence[str], noises: Mapping[Metric, Noise]) -> str:
-    noise = noises["pixel_auroc"]
-    untouched = ", ".join(questions.untouched)
+def _method(
+    questions: Questions, categories: Sequence[str], noises: Mapping[str, Noise], seeds: int
+) -> str:
+    chosen = [name for name in categories if name not in questions.untouched]
+    untouched = [name for name in categories if name in questions.untouched]
+    spread = "; ".join(
+        f"{arch} {noise.variance**0.5:.2f} points from {noise.freedom} degrees of freedom"
+        for arch, noise in noises.items()
+    )
+    apart = (
+        f"; **{', '.join(untouched)} is untouched by the choice** and stands in columns of its own"
+        if untouched
+        else ""
+    )
     return (
-        f"Recipes were chosen by the mean of {', '.join(chosen)}; **{untouched} is untouched by "
-        "the choice** and stands in its own column. A score is the mean over training seeds and "
-        f"five seeds of PaDiM's dimensions. Intervals are 95 %: {SETTINGS.draws:,} paired "
-        "bootstrap draws of the test images, and the variance between training seeds, pooled over "
-        "all trained arms (standard deviation of one run's pixel AUROC, mean of the chosen "
-        f"categories: {noise.variance**0.5:.2f} points from {noise.freedom} degrees of freedom), "
-        "Student's t. **Bold**: told apart from the baseline after Holm's correction over all arms."
+        f"Recipes were chosen by the mean of {', '.join(chosen)}{apart}. A score is the mean over "
+        f"training seeds and {seeds} seeds of PaDiM's dimensions. Intervals are 95 %: "
+        f"{SETTINGS.draws:,} paired bootstrap draws of the test images, and the variance between "
+        "training seeds, pooled over all trained arms of a network (standard deviation of one "
+        f"run's pixel AUROC, mean of the chosen categories: {spread}; random weights: their own "
+        "where that is larger), Student's t. **Bold**: told apart from the baseline after Holm's "
+        "correction over all arms."
     )
 
 
@@ -135,5 +147,7 @@ def _differences(
 
 
 def _interval(one: Difference) -> str:
+    if math.isnan(one.low):
+        return f"{one.difference:+.1f} (–)"
     text = f"{one.difference:+.1f} ({one.low:+.1f} to {one.high:+.1f})"
     return f"**{text}**" if one.distinct else text

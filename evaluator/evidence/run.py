@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -10,23 +12,31 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from types import FrameType
 from typing import Literal
 
 import click
+from pydantic import Field
 
-from evaluator.artifacts import Model, read_json, write_json
+from evaluator.artifacts import Model, read_json, sha256_of, write_json
 from evaluator.errors import EvaluatorError
 from evaluator.evidence import commands
 from evaluator.evidence.commands import Place
-from evaluator.evidence.experiment import Arm, Data
+from evaluator.evidence.experiment import Arm, Data, recipe_path
+from evaluator.report import ExportedBackbone
 
 ARM_FILE = "arm.json"
 
 
+class Stopped(Exception):
+    """The evidence run was asked to end; what this command did goes on with the next one."""
+
+
 class Step(Model):
-    """One command of an arm, and what became of it."""
+    """One command of an arm, the commit it ran at, and what became of it."""
 
     command: str
+    commit: str
     seconds: float
     exit_code: int
     last_line: str
@@ -38,14 +48,10 @@ class ArmRecord(Model):
     format: Literal["semiformula-evidence-arm"]
     format_version: Literal[1]
     arm: str
-    commit: str
     experiment: dict[str, object]
+    inputs: dict[str, str] = Field(description="hashes of recipe, categories and borrowed weights")
     steps: list[Step]
     done: bool
-
-
-class Failed(Exception):
-    """A command that ended with an exit code other than 0; its record is the last step."""
 
 
 class Runner:
@@ -55,14 +61,16 @@ class Runner:
         self.place, self.jobs = place, jobs
         self.commit = commit()
         self._data = threading.Lock()  # shared by arms: made once, and with all cores
-        self._stop = threading.Event()
+        self._starting = threading.Lock()  # none starts beside `stop`
+        self._stopped = False
         self._running: set[subprocess.Popen[str]] = set()
 
     def stop(self) -> None:
-        """End what runs, with the signal that makes the trainer write a checkpoint."""
-        self._stop.set()
-        for process in list(self._running):
-            process.terminate()
+        """End what runs, with the one signal that makes the trainer write a checkpoint."""
+        with self._starting:
+            self._stopped = True
+            for process in self._running:
+                process.terminate()
 
     def __call__(self, argv: Sequence[str], log: Path, all_cores: bool = False) -> Step:
         """Run one command; its output goes to `log`. Raises KeyboardInterrupt once stopped."""
@@ -71,28 +79,33 @@ class Runner:
         log.parent.mkdir(parents=True, exist_ok=True)
         started = time.perf_counter()
         with log.open("a", encoding="utf-8") as file:
-            file.write(f"$ {' '.join(argv)}\n")
+            file.write(f"$ {shlex.join(argv)}\n")
             file.flush()
             at = file.tell()
-            if self._stop.is_set():
-                raise KeyboardInterrupt
-            process = subprocess.Popen(
-                [sys.executable, "-m", *argv],
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                text=True,
-                env=environment,
-            )
-            self._running.add(process)
-            try:
-                code = process.wait()
-            finally:
+            with self._starting:
+                if self._stopped:
+                    raise Stopped
+                process = subprocess.Popen(
+                    [sys.executable, "-m", *argv],
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                    env=environment,
+                    # A second signal, the terminal's beside ours, would end it without a
+                    # checkpoint.
+                    start_new_session=True,
+                )
+                self._running.add(process)
+            code = process.wait()
+            with self._starting:
                 self._running.discard(process)
-        if self._stop.is_set():
-            raise KeyboardInterrupt
+                if self._stopped:
+                    raise Stopped
         said = log.read_bytes()[at:].decode("utf-8", "replace").strip().splitlines()
         return Step(
-            command=" ".join(argv),
+            command=shlex.join(argv),
+            commit=self.commit,
             seconds=round(time.perf_counter() - started, 1),
             exit_code=code,
             last_line=said[-1][:300] if said else "",
@@ -104,8 +117,11 @@ class Runner:
             self._ready(commands.demo_data(self.place))
         links = {name: self.place.products / name for name in commands.PRODUCTS}
         inspection = self.place.photographs / "inspection"
-        if inspection.is_dir():
-            links |= {path.name: path for path in inspection.iterdir() if path.is_dir()}
+        if not inspection.is_dir():
+            raise EvaluatorError(
+                f"{inspection}: no such folder; give --data FOLDER, which holds it"
+            )
+        links |= {path.name: path for path in inspection.iterdir() if path.is_dir()}
         link_all(self.place.inspection, links)
 
     def dataset(self, data: Data) -> None:
@@ -148,52 +164,88 @@ class Runner:
         steps = [step for step in record.steps if step.exit_code == 0]
         made = {step.command for step in steps}
         for argv in todo:
-            if " ".join(argv) not in made:
+            if shlex.join(argv) not in made:
                 steps.append(self(argv, folder / "log.txt"))
-            done = steps[-1].exit_code == 0
-            record = record.model_copy(
-                update={"steps": steps, "done": done and argv is todo[-1], "commit": self.commit}
-            )
+            well = steps[-1].exit_code == 0
+            record = record.model_copy(update={"steps": steps, "done": well and argv is todo[-1]})
             write_json(folder / ARM_FILE, record)
-            if not done:
+            if not well:
                 break
         return record
 
     def _record(self, folder: Path, arm: Arm) -> ArmRecord:
-        asked = arm.experiment.made_of()
         path = folder / ARM_FILE
         if path.is_file():
-            record = read_json(ArmRecord, path)
-            if record.experiment != asked:
-                raise EvaluatorError(
-                    f"{arm.path}: has changed since {path} was written; remove that folder, or "
-                    "give the experiment another name"
-                )
-            return record
+            return read_record(self.place, arm, path)
         return ArmRecord(
             format="semiformula-evidence-arm",
             format_version=1,
             arm=arm.name,
-            commit=self.commit,
-            experiment=asked,
+            experiment=arm.experiment.made_of(),
+            inputs=inputs_of(self.place, arm),
             steps=[],
             done=False,
         )
 
 
+def read_record(place: Place, arm: Arm, path: Path) -> ArmRecord:
+    """The record of an arm; EvaluatorError when it was made of anything else than today's."""
+    record = read_json(ArmRecord, path)
+    what = [] if record.experiment == arm.experiment.made_of() else [str(arm.path)]
+    now = inputs_of(place, arm)
+    what += [
+        key for key in sorted({*now, *record.inputs}) if now.get(key) != record.inputs.get(key)
+    ]
+    if what:
+        raise EvaluatorError(
+            f"{arm.name}: {', '.join(what)} changed since {path} was written; remove that folder "
+            "to make the arm again"
+        )
+    return record
+
+
+def inputs_of(place: Place, arm: Arm) -> dict[str, str]:
+    """What an arm is made of beside its experiment, by name: hashes, and the categories."""
+    experiment = arm.experiment
+    found = {"categories": ", ".join(sorted(path.name for path in place.inspection.iterdir()))}
+    if experiment.data is not None:
+        recipe = recipe_path(place.experiments, experiment.data)
+        found[f"recipe {recipe.name}"] = sha256_of(recipe.read_bytes())
+    if experiment.runs is not None:
+        for seed in experiment.seeds:
+            run = place.run(experiment.runs, seed)
+            if not (run / "backbone.json").is_file():
+                raise EvaluatorError(f"{arm.name}: {run} is not there; its arm has to be run first")
+            exported = read_json(ExportedBackbone, run / "backbone.json")
+            found[f"weights of {experiment.runs}, seed {seed}"] = exported.weights.sha256
+    return found
+
+
 def run_arms(place: Place, arms: Sequence[Arm], jobs: int) -> list[ArmRecord]:
     """Run arms, `jobs` at a time, in their order; an arm that fails stops no other.
 
-    Arms that take others' runs wait for them. Ctrl-C ends all with their checkpoints; the same
-    call goes on.
+    Arms that take others' runs wait for them. Ctrl-C and SIGTERM end all with their checkpoints;
+    the same call goes on.
     """
     runner = Runner(place, jobs)
     runner.products()
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return _run_all(runner, arms)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _run_all(runner: Runner, arms: Sequence[Arm]) -> list[ArmRecord]:
     records: list[ArmRecord] = []
     own = [arm for arm in arms if arm.experiment.runs is None]
     borrowing = [arm for arm in arms if arm.experiment.runs is not None]
     started, count = time.perf_counter(), 0
-    with ThreadPoolExecutor(jobs) as pool:
+    with ThreadPoolExecutor(runner.jobs) as pool:
         try:
             for batch in (own, borrowing):
                 waiting = {pool.submit(runner.arm, arm): arm for arm in batch}
@@ -202,8 +254,9 @@ def run_arms(place: Place, arms: Sequence[Arm], jobs: int) -> list[ArmRecord]:
                     arm = waiting[future]
                     try:
                         record = future.result()
-                    except EvaluatorError as error:
-                        click.echo(f"{arm.name}: {error.message}", err=True)
+                    except (EvaluatorError, OSError) as error:
+                        said = error.message if isinstance(error, EvaluatorError) else str(error)
+                        click.echo(f"{arm.name}: {said}", err=True)
                         continue
                     records.append(record)
                     spent = (time.perf_counter() - started) / 60
@@ -227,6 +280,11 @@ def link_all(folder: Path, links: dict[str, Path]) -> None:
         link = folder / name
         if not link.is_symlink():
             link.symlink_to(target.absolute())
+        elif link.resolve() != target.resolve():
+            raise EvaluatorError(
+                f"{link}: leads to {link.resolve()}, --data has {target.absolute()}; give the same "
+                "--data, or other --runs"
+            )
 
 
 def commit() -> str:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 
+from evaluator.evidence import commands
+from evaluator.evidence.commands import Place
 from evaluator.evidence.differences import Difference
 from evaluator.evidence.experiment import Arm
 from evaluator.evidence.gathered import METRICS, Result
+from evaluator.evidence.run import ArmRecord
 
 
 def arms_csv(results: Sequence[Result]) -> str:
@@ -22,6 +27,7 @@ def arms_csv(results: Sequence[Result]) -> str:
     ]
     for result in results:
         backbones = result.report.backbones
+        trained = result.arm.experiment.train is not None
         for category in result.categories:
             for metric in METRICS:
                 score = result.scores.get((category, metric))
@@ -42,7 +48,7 @@ def arms_csv(results: Sequence[Result]) -> str:
                             export.dataset.content_sha256 if export else "",
                             backbones[index].weights_sha256,
                             result.report.protocol_sha256,
-                            result.record.commit,
+                            result.record.steps[index if trained else -1].commit,
                             f"make evidence ONLY={result.arm.name}",
                         ]
                     )
@@ -70,29 +76,38 @@ def differences_csv(found: Sequence[Difference]) -> str:
     return _csv(rows)
 
 
-def commands_csv(
-    results: Sequence[Result], others: Mapping[str, str], arms: Sequence[Arm], runs: str, data: str
-) -> str:
-    """A line for each command of each arm, also of those that failed or never ran.
+def commands_csv(place: Place, arms: Sequence[Arm], records: Mapping[str, ArmRecord]) -> str:
+    """A line for each command that ran, of all arms, also of those that failed.
 
-    The folders of this machine are written RUNS and DATA.
+    The folders of this machine are written RUNS, DATA and EXPERIMENTS.
     """
     rows = [["arm", "commit", "seconds", "exit_code", "command"]]
-    done = {result.arm.name: result for result in results}
+    folders = {
+        str(place.runs): "RUNS",
+        str(place.photographs): "DATA",
+        str(place.experiments): "EXPERIMENTS",
+    }
     for arm in arms:
-        result = done.get(arm.name)
-        if result is None:
-            rows.append([arm.name, "", "", "", others[arm.name]])
+        if arm.name not in records:
             continue
-        for step in result.record.steps:
-            command = step.command.replace(runs, "RUNS").replace(data, "DATA")
-            rows.append(
-                [
-                    *(arm.name, result.record.commit, f"{step.seconds:.0f}"),
-                    *(str(step.exit_code), command),
-                ]
-            )
+        if arm.experiment.data is not None:  # shared by arms: by whichever came first
+            built = _without(folders, shlex.join(commands.build(place, arm.experiment.data)))
+            rows.append([arm.name, "", "", "", built])
+        rows += [
+            [
+                *(arm.name, step.commit, f"{step.seconds:.0f}", str(step.exit_code)),
+                _without(folders, step.command),
+            ]
+            for step in records[arm.name].steps
+        ]
     return _csv(rows)
+
+
+def _without(folders: Mapping[str, str], command: str) -> str:
+    """A command with the beginnings of its paths replaced, those of longer folders first."""
+    for folder in sorted(folders, key=len, reverse=True):
+        command = re.sub(rf"(?<![\w./-]){re.escape(folder)}(?=/|\s|$)", folders[folder], command)
+    return command
 
 
 def _csv(rows: Sequence[Sequence[str]]) -> str:

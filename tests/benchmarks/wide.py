@@ -55,8 +55,9 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     one.add_argument("--normals", required=True)
     one.add_argument("--loss", choices=["direct", "indirect", "sum"], required=True)
     one.add_argument("--out", type=Path, required=True)
-    one.add_argument("--minutes", type=float)
-    one.add_argument("--steps", type=int)
+    duration = one.add_mutually_exclusive_group(required=True)
+    duration.add_argument("--minutes", type=float)
+    duration.add_argument("--steps", type=int)
     one.add_argument("--arch", default="wide_resnet50_2")
     one.add_argument("--size", type=int, default=224)
     one.add_argument("--samples", type=int, default=200_000)
@@ -134,6 +135,8 @@ def keep(state: dict[str, torch.Tensor], out: Path, loss: str) -> None:
         if key.startswith(LEFT_OUT):
             continue
         half = value.half() if value.is_floating_point() else value
+        if not bool(torch.isfinite(half.float()).all()):
+            raise SystemExit(f"{key}: does not fit float16")
         if half.nbytes > room and parts[-1]:
             parts.append({})
             room = PART_BYTES
