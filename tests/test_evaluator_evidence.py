@@ -30,6 +30,7 @@ from evaluator.evidence.differences import (
     difference,
     differences,
     noise_of,
+    paired_noise,
     pooled_noise,
 )
 from evaluator.evidence.experiment import Experiment, opening_comment, read_arms, recipe_path
@@ -380,7 +381,7 @@ def test_recipe_that_was_changed_is_noticed(experiments: Path, tmp_path: Path) -
     path.write_text(record.model_dump_json())
     assert read_record(place, direct, path) == record
     (experiments / "recipes/small.toml").write_text(RECIPE + "max_abs_rho = 0.5\n")
-    with pytest.raises(EvaluatorError, match="direct: recipe small.toml changed since"):
+    with pytest.raises(EvaluatorError, match=r"direct: recipe small\.toml changed since"):
         read_record(place, direct, path)
 
 
@@ -437,7 +438,11 @@ def test_collect_without_a_run_is_one_line(experiments: Path, tmp_path: Path) ->
 
 def result_of(name: str, seeds: list[float], draws: list[float], train: bool = True, **more):
     experiment = SimpleNamespace(
-        train=[] if train else None, backbone=more.get("backbone"), baseline=more.get("baseline")
+        train=[] if train else None,
+        backbone=more.get("backbone"),
+        baseline=more.get("baseline"),
+        runs=more.get("runs"),
+        seeds=list(range(len(seeds))),
     )
     without = (np.array(more.get("good", [0, 1.0])), np.array(more.get("bad", [0, 1.0])))
     score = Scored(np.array(seeds), np.zeros(len(seeds)), np.array(draws), without)
@@ -484,6 +489,24 @@ def test_noise_of_a_side_is_its_kinds() -> None:
     for result, noise in ((file, Noise(0, 1)), (calm, Noise(1.5, 3)), (wild, Noise(8, 1))):
         assert noise_of(result, result.scores["a", "pixel_auroc"], pooled) == noise
     assert noise_of(other, other.scores["a", "pixel_auroc"], pooled) is None
+
+
+def test_arms_that_share_their_runs_are_paired_by_seed() -> None:
+    base = result_of("base", [80, 90], [90, 90])  # the runs are far apart
+    x = result_of("x", [82, 94], [91, 93], train=False, runs="base", baseline="base")
+    y = result_of("y", [79, 89], [91, 93], train=False, runs="base", baseline="base")
+    other = result_of("z", [10, 90], [91, 93], baseline="base")  # runs of its own
+    # Differences 2 and 4: squares 1 + 1; -1 and -1: none. Two degrees of freedom.
+    paired = paired_noise([base, x, y, other], ["a"], "pixel_auroc")
+    assert paired == Noise(1, 2)
+    wide = difference(other, base, "c", ["a"], "pixel_auroc", {"resnet18": Noise(900, 3)}, paired)
+    one = difference(x, base, "c", ["a"], "pixel_auroc", {"resnet18": Noise(900, 3)}, paired)
+    assert one.difference == 3
+    # Variance 2 of the images with 1 degree of freedom, 1 / 2 of the seeds with 2.
+    freedom = 2.5**2 / (2**2 / 1 + 0.5**2 / 2)
+    assert freedom == pytest.approx(1.5152, abs=1e-4)
+    assert one.high - one.difference == pytest.approx(5.933 * 2.5**0.5, rel=2e-3)
+    assert one.high - one.low < (wide.high - wide.low) / 3
 
 
 def test_difference_without_any_second_run_has_no_interval() -> None:

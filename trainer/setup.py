@@ -244,8 +244,8 @@ def config_of(
     refuse_loss(options.loss, dataset)
     if options.init is not None and dataset.contents == "labels":
         raise TrainerError(
-            f"--init {options.init}: a labelled dataset keeps no normals to recentre batch norms on; "
-            "train from scratch"
+            f"--init {options.init}: a labelled dataset keeps no normals to recentre batch norms "
+            "on; train from scratch"
         )
     if options.loss not in ("direct", "sum"):
         for name, value, default in (

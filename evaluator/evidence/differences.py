@@ -95,6 +95,34 @@ def noise_of(result: Result, score: Scored, pooled: Mapping[str, Noise]) -> Nois
     return own if trained is None or own.variance > trained.variance else trained
 
 
+def paired_noise(
+    results: Sequence[Result], categories: Sequence[str], metric: Metric
+) -> Noise | None:
+    """The variance between seeds of the difference of two arms that share their training runs.
+
+    Pooled over all arms that are compared with the arm whose runs they take; None where none are.
+    """
+    by_name = {result.arm.name: result for result in results}
+    squares, freedom = 0.0, 0
+    for result in results:
+        baseline = by_name.get(result.arm.experiment.baseline or "")
+        if baseline is None or not shares_runs(result, baseline):
+            continue
+        x, y = group_score(result, categories, metric), group_score(baseline, categories, metric)
+        if x is None or y is None or len(x.seeds) != len(y.seeds) or len(x.seeds) < 2:
+            continue
+        pairs = x.seeds - y.seeds
+        squares += float(((pairs - pairs.mean()) ** 2).sum())
+        freedom += len(pairs) - 1
+    return Noise(squares / freedom, freedom) if freedom else None
+
+
+def shares_runs(arm: Result, baseline: Result) -> bool:
+    """Whether an arm is another view of its baseline's training runs, seed by seed."""
+    same = arm.arm.experiment.seeds == baseline.arm.experiment.seeds
+    return same and arm.arm.experiment.runs == baseline.arm.name
+
+
 def _squares(score: Scored) -> float:
     return float(((score.seeds - score.value) ** 2).sum())
 
@@ -106,20 +134,23 @@ def difference(
     categories: Sequence[str],
     metric: Metric,
     pooled: Mapping[str, Noise],
+    paired: Noise | None = None,
 ) -> Difference | None:
     """One difference with its interval and p, before Holm's correction.
 
     Variance: that of the paired bootstrap draws, plus `noise_of` each side over its number of
     seeds. Student's t with Satterthwaite's degrees of freedom; the images' part has those of the
-    jackknife, by kind of image, for few of a kind make the bootstrap too sure of itself. Arms that
-    share their training runs are given the noise too, which makes them harder to tell apart. NaN
-    and p = 1 where no run was made twice.
+    jackknife, by kind of image, for few of a kind make the bootstrap too sure of itself. Of arms
+    that share their training runs the seeds are paired too: `paired` takes the place of both sides'
+    noise. NaN and p = 1 where no run was made twice.
     """
     x, y = group_score(arm, categories, metric), group_score(baseline, categories, metric)
     if x is None or y is None:
         return None
     value = x.value - y.value
     sides = [(noise_of(arm, x, pooled), x), (noise_of(baseline, y, pooled), y)]
+    if shares_runs(arm, baseline):
+        sides = [(paired, x)]
     known = [
         (noise.variance / len(side.seeds), noise.freedom)
         for noise, side in sides
@@ -156,12 +187,13 @@ def differences(results: Sequence[Result], groups: Mapping[str, Sequence[str]]) 
     for name, categories in groups.items():
         for metric in METRICS:
             pooled = pooled_noise(results, categories, metric)
+            paired = paired_noise(results, categories, metric)
             family = []
             for result in results:
                 baseline = by_name.get(result.arm.experiment.baseline or "")
                 if baseline is None:
                     continue
-                one = difference(result, baseline, name, categories, metric, pooled)
+                one = difference(result, baseline, name, categories, metric, pooled, paired)
                 if one is not None:
                     family.append(one)
             corrected = holm([one.p for one in family])

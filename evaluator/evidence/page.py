@@ -85,8 +85,9 @@ def _method(
         f"{SETTINGS.draws:,} paired bootstrap draws of the test images, and the variance between "
         "training seeds, pooled over all trained arms of a network (standard deviation of one "
         f"run's pixel AUROC, mean of the chosen categories: {spread}; random weights: their own "
-        "where that is larger), Student's t. **Bold**: told apart from the baseline after Holm's "
-        "correction over all arms."
+        "where that is larger; arms that share the baseline's runs: that of the paired "
+        "differences), Student's t. **Bold**: told apart from the baseline after Holm's correction "
+        "over all arms."
     )
 
 
