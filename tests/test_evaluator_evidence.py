@@ -29,6 +29,7 @@ from evaluator.evidence.differences import (
     Noise,
     difference,
     differences,
+    half_interval,
     noise_of,
     paired_noise,
     pooled_noise,
@@ -478,6 +479,16 @@ def test_interval_typed_by_hand() -> None:
     assert one.difference == 2
     assert one.high - one.difference == pytest.approx(t * 3.5**0.5, rel=1e-3)
     assert one.low + one.high == pytest.approx(4)
+
+
+def test_half_interval_of_a_score_typed_by_hand() -> None:
+    # Draws 91 and 93: variance 2; good images alone vary, 2 degrees of freedom. Training: 1.5 / 2
+    # with 3. Satterthwaite: 2.75^2 / (2^2 / 2 + 0.75^2 / 3) = 3.4571.
+    x = result_of("x", [92, 94], [91, 93], good=[0, 1, 2], bad=[0, 0, 0])
+    half = half_interval(x, ["a"], "pixel_auroc", {"resnet18": Noise(1.5, 3)})
+    assert half == pytest.approx(2.9561 * 2.75**0.5, rel=1e-3)
+    assert np.isnan(half_interval(x, ["a"], "pixel_auroc", {}))
+    assert np.isnan(half_interval(x, ["b"], "pixel_auroc", {"resnet18": Noise(1.5, 3)}))
 
 
 def test_noise_of_a_side_is_its_kinds() -> None:

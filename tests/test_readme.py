@@ -69,7 +69,7 @@ def test_a_command_with_an_unknown_option_would_be_noticed():
 def test_readme_has_the_two_commands_and_the_stages():
     lines = shell_lines(ROOT / "README.md")
     assert lines[:2] == ["make demo", "make test"]
-    assert len(COMMANDS) == 30
+    assert len(COMMANDS) == 32
     assert {line.split()[0] for line in lines} == {"make", *STARTERS}
 
 

@@ -167,6 +167,17 @@ def test_matching_is_refused_for_the_indirect_loss(dataset: Path, tmp_path: Path
     assert result.output == "Error: --matching one-to-one: of --loss direct or sum alone\n"
 
 
+def test_weights_that_are_not_there_are_one_line(dataset: Path, tmp_path: Path) -> None:
+    result = pretrain(
+        dataset, tmp_path / "run", "--loss", "direct", "--steps", 1, "--init", tmp_path / "none"
+    )
+    assert result.exit_code == 1
+    assert (
+        result.output == f"Error: --init {tmp_path}/none: no such file; give safetensors weights\n"
+    )
+    assert not (tmp_path / "run").exists()
+
+
 def test_restated_backbone_has_the_statistics_of_the_normals(
     finished: Path, dataset: Path, tmp_path: Path
 ) -> None:

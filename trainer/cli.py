@@ -42,7 +42,7 @@ def main() -> None:
               help="Components that the direct loss counts; visible: a grey level or "
               "more.")  # fmt: skip
 @click.option("--arch", type=click.Choice(get_args(Arch)), default="wide_resnet50_2")
-@click.option("--init", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+@click.option("--init", type=click.Path(dir_okay=False, path_type=Path),
               help="Begin with these weights: safetensors with torchvision's keys, input in "
               "[-1, 1].")  # fmt: skip
 @click.option("--size", "size_px", type=click.IntRange(16, 4096),

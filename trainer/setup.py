@@ -242,6 +242,8 @@ def config_of(
             f"--holdout {holdout}: of {dataset.samples} samples none is left to train on"
         )
     refuse_loss(options.loss, dataset)
+    if options.init is not None and not options.init.is_file():
+        raise TrainerError(f"--init {options.init}: no such file; give safetensors weights")
     if options.init is not None and dataset.contents == "labels":
         raise TrainerError(
             f"--init {options.init}: a labelled dataset keeps no normals to recentre batch norms "

@@ -55,7 +55,11 @@ def collect(place: Place, arms: list[Arm], out: Path) -> str:
             name = f"differences-{metric}.png"
             write_bytes(out / name, bars(of_chosen, metric, titles))
             pictures.append(name)
-    noises = pooled_noise(results, chosen, "pixel_auroc")
+    noises = {
+        (name, metric): pooled_noise(results, members, metric)
+        for name, members in groups.items()
+        for metric in METRICS
+    }
     text = page(questions, arms, results, others, found, noises, pictures)
     write_bytes(out / "README.md", text.encode())
     told = sum(one.distinct for one in of_chosen)

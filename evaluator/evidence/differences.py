@@ -16,7 +16,7 @@ import numpy as np
 from scipy import special
 
 from evaluator.bootstrap import holm
-from evaluator.evidence.gathered import METRICS, Result, Scored
+from evaluator.evidence.gathered import METRICS, Draws, Result, Scored
 from evaluator.report import Metric
 
 LEVEL = 0.95
@@ -156,22 +156,53 @@ def difference(
         for noise, side in sides
         if noise is not None
     ]
-    of_images = float(np.nanvar(x.draws - y.draws, ddof=1))
-    parts = [(of_images, _image_freedom(x, y)), *known]
-    variance = sum(part for part, _ in parts)
-    names = (arm.arm.name, baseline.arm.name, name, metric)
-    if len(known) < len(sides) or not variance > 0:
-        return Difference(*names, value, math.nan, math.nan, 1.0)
-    freedom = variance**2 / sum(part**2 / freedom for part, freedom in parts)
-    error = math.sqrt(variance)
-    half = float(special.stdtrit(freedom, (1 + LEVEL) / 2)) * error
-    p = 2 * float(special.stdtr(freedom, -abs(value) / error))
-    return Difference(*names, value, value - half, value + half, p)
-
-
-def _image_freedom(x: Scored, y: Scored) -> float:
-    """Satterthwaite's degrees of freedom of the jackknife over images, kind by kind."""
     kinds = [a - b for a, b in zip(x.without, y.without, strict=True)]
+    of_images = (float(np.nanvar(x.draws - y.draws, ddof=1)), _image_freedom(kinds))
+    names = (arm.arm.name, baseline.arm.name, name, metric)
+    error = None if len(known) < len(sides) else _error([of_images, *known])
+    if error is None:
+        return Difference(*names, value, math.nan, math.nan, 1.0)
+    p = 2 * float(special.stdtr(error.freedom, -abs(value) / error.size))
+    return Difference(*names, value, value - error.half, value + error.half, p)
+
+
+def half_interval(
+    result: Result, categories: Sequence[str], metric: Metric, pooled: Mapping[str, Noise]
+) -> float:
+    """Half the 95 % interval of an arm's own score, of the same parts as a difference's; or NaN."""
+    score = group_score(result, categories, metric)
+    noise = None if score is None else noise_of(result, score, pooled)
+    if score is None or noise is None:
+        return math.nan
+    of_images = (float(np.nanvar(score.draws, ddof=1)), _image_freedom(score.without))
+    error = _error([of_images, (noise.variance / len(score.seeds), noise.freedom)])
+    return math.nan if error is None else error.half
+
+
+@dataclass(frozen=True)
+class _Error:
+    """A standard error with its degrees of freedom."""
+
+    size: float
+    freedom: float
+
+    @property
+    def half(self) -> float:
+        """Half of the interval."""
+        return float(special.stdtrit(self.freedom, (1 + LEVEL) / 2)) * self.size
+
+
+def _error(parts: Sequence[tuple[float, float]]) -> _Error | None:
+    """Of independent (variance, freedom) by Satterthwaite; None where nothing varies."""
+    variance = sum(part for part, _ in parts)
+    if not variance > 0:
+        return None
+    freedom = variance**2 / sum(part**2 / freedom for part, freedom in parts)
+    return _Error(math.sqrt(variance), freedom)
+
+
+def _image_freedom(kinds: Sequence[Draws]) -> float:
+    """Satterthwaite's degrees of freedom of the jackknife over images, kind by kind."""
     spread = [(len(k) - 1) ** 2 / len(k) * float(np.var(k, ddof=1)) for k in kinds if len(k) > 1]
     total = sum(spread)
     if not total > 0:

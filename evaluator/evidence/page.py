@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from evaluator.evidence.differences import Difference, Noise, group_score
+from evaluator.evidence.differences import Difference, Noise, group_score, half_interval
 from evaluator.evidence.experiment import Arm
 from evaluator.evidence.gathered import METRICS, SETTINGS, Result
 from evaluator.evidence.pictures import TITLES
@@ -19,7 +19,7 @@ def page(
     results: Sequence[Result],
     others: Mapping[str, str],
     found: Sequence[Difference],
-    noises: Mapping[str, Noise],
+    noises: Mapping[tuple[str, Metric], Mapping[str, Noise]],
     pictures: Sequence[str],
 ) -> str:
     """README.md of the results folder."""
@@ -32,9 +32,11 @@ def page(
         "`../experiments/questions.toml`, its numbers those of `arms.csv` (every score with the "
         "hashes of dataset, weights and protocol, seeds, commit and command), `differences.csv` "
         "and `commands.csv`.",
-        _method(questions, categories, noises, len(results[0].report.seeds)),
+        _method(
+            questions, categories, noises["chosen", "pixel_auroc"], len(results[0].report.seeds)
+        ),
         "## All arms",
-        _all_arms(results, categories),
+        _all_arms(results, categories, noises),
     ]
     if others:
         lines = [f"* `{name}`: {said}" for name, said in others.items()]
@@ -91,31 +93,42 @@ def _method(
     )
 
 
-def _all_arms(results: Sequence[Result], categories: Sequence[str]) -> str:
+def _all_arms(
+    results: Sequence[Result],
+    categories: Sequence[str],
+    noises: Mapping[tuple[str, Metric], Mapping[str, Noise]],
+) -> str:
     lines = [
-        "Pixel AUROC in percent by category, then the means over all categories.",
+        "Pixel AUROC in percent by category, then the means over all categories; ± half of the "
+        "95 % interval.",
         "",
         f"| arm | {' | '.join(categories)} | "
         + " | ".join(f"mean {TITLES[metric]}" for metric in METRICS)
         + " |",
         "|---" * (1 + len(categories) + len(METRICS)) + "|",
     ]
+    columns: list[tuple[str, Sequence[str], Metric]] = [
+        *((category, [category], "pixel_auroc") for category in categories),
+        *(("all", categories, metric) for metric in METRICS),
+    ]
     for result in results:
-        cells = [_value(result, [category], "pixel_auroc", spread=True) for category in categories]
-        cells += [_value(result, categories, metric) for metric in METRICS]
+        cells = [
+            _value(result, members, metric, noises[group, metric])
+            for group, members, metric in columns
+        ]
         title = f"`{result.arm.name}` {result.arm.experiment.title}"
         lines.append(f"| {title} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n\n±: half the distance of two training seeds."
+    return "\n".join(lines)
 
 
-def _value(result: Result, categories: Sequence[str], metric: Metric, spread: bool = False) -> str:
+def _value(
+    result: Result, categories: Sequence[str], metric: Metric, pooled: Mapping[str, Noise]
+) -> str:
     score = group_score(result, categories, metric)
     if score is None:
         return "–"
-    text = f"{score.value:.1f}"
-    if spread and len(score.seeds) == 2:
-        text += f" ± {abs(score.seeds[0] - score.seeds[1]) / 2:.1f}"
-    return text
+    half = half_interval(result, categories, metric, pooled)
+    return f"{score.value:.1f}" + ("" if math.isnan(half) else f" ± {half:.1f}")
 
 
 def _differences(
