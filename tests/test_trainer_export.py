@@ -104,6 +104,11 @@ def test_backbone_json_typed_by_hand(tmp_path: Path) -> None:
             "schedule": "constant",
             "ema": None,
             "seed": 0,
+            "matching": "nearest",
+            "components": "all",
+            "init_sha256": None,
+            "restated_images": None,
+            "restated_size_px": None,
         },
         "metrics": {"train_loss": 0.5, "holdout_loss": None},
     }
