@@ -65,6 +65,8 @@ def test_evidence_runs_fails_goes_on_and_is_collected(experiments: Path, tmp_pat
     first = run(experiments, tmp_path, "run", "--jobs", "2")
     assert first.exit_code == 1
     assert "3 of 4 arms done" in first.output
+    assert "\ndirect: 2 of 3: trainer pretrain --data " in first.output
+    assert "\nlayer1: 1 of 1: evaluator padim --data " in first.output
     assert "Failed: wrong; see log.txt of each." in first.output
     record = json.loads((tmp_path / "runs/arms/wrong/arm.json").read_text())
     assert record["steps"][-1]["exit_code"] == 2

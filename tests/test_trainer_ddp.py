@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file
 
 from tests.shards_by_hand import flip_byte, write_dataset
+from trainer.config import Options
 from trainer.errors import TrainerError
 from trainer.ranks import environment
 from trainer.run import Duration
-from trainer.setup import Options
 from trainer.train import pretrain
 
 STEPS = 6

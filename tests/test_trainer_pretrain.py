@@ -18,6 +18,7 @@ from tests.parameters_by_hand import write_parameters
 from tests.shards_by_hand import flip_byte, write_dataset
 from trainer.cache import Cache
 from trainer.cli import Bytes
+from trainer.config import Options
 from trainer.dataset import ShardRecord, read_dataset
 from trainer.errors import TrainerError
 from trainer.faulty import Faults, faulty_server
@@ -26,7 +27,7 @@ from trainer.metrics import read_metrics
 from trainer.models import build_model
 from trainer.order import Order, train_counts
 from trainer.run import Duration
-from trainer.setup import Options, cache_of
+from trainer.setup import cache_of
 from trainer.storage import Storage
 from trainer.train import pretrain
 

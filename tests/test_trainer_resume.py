@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file, save
 
 from tests.shards_by_hand import sha256, write_dataset
+from trainer.config import Options
 from trainer.errors import TrainerError
 from trainer.metrics import MetricsLog, read_metrics
 from trainer.run import Duration
-from trainer.setup import Options
 from trainer.train import pretrain
 
 PRODUCTS = ("backbone.json", "backbone.safetensors", "checkpoint-00000002.safetensors")

@@ -22,6 +22,7 @@ import trainer.setup
 import trainer.train
 from tests.shards_by_hand import write_dataset
 from tests.slots import Slots
+from trainer.config import Options
 from trainer.dataset import read_dataset
 from trainer.errors import TrainerError
 from trainer.feed import Feed
@@ -31,7 +32,6 @@ from trainer.ranks import Ranks
 from trainer.run import Duration
 from trainer.samples import Samples
 from trainer.schedule import End
-from trainer.setup import Options
 from trainer.stops import SIGNALS, Stop, Stopped, stop_signals
 from trainer.train import pretrain
 

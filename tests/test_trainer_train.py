@@ -18,11 +18,12 @@ import torch
 from safetensors.torch import load_file, save
 
 from tests.shards_by_hand import flip_byte, sha256, write_dataset
+from trainer.config import Options, config_of
 from trainer.dataset import read_dataset
 from trainer.errors import TrainerError
 from trainer.metrics import read_metrics
 from trainer.run import Duration
-from trainer.setup import Options, config_of, order_of
+from trainer.setup import order_of
 from trainer.train import pretrain
 
 STEPS = 10

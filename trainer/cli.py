@@ -107,8 +107,8 @@ def pretrain(
     if (task == "classify") == (loss is not None):
         raise click.UsageError("give --loss direct, indirect or sum, or --task classify alone")
     with interruptible():
+        from trainer.config import Options
         from trainer.run import Duration
-        from trainer.setup import Options
         from trainer.train import pretrain
 
         if steps is None and minutes is None:

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 
 import torch
 
+from trainer.config import Options
 from trainer.decoded import decoded_cache
 from trainer.loader import Stream, batches_from, next_batch
 from trainer.node import DataOptions, Node, node
 from trainer.progress import Progress
 from trainer.samples import Batch, Samples
-from trainer.setup import Options, Setup
+from trainer.setup import Setup
 from trainer.step import part_indices
 from trainer.stops import Stopped
 

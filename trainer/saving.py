@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from trainer.checkpoint import save_checkpoint
+from trainer.config import Options
 from trainer.errors import TrainerError
 from trainer.export import export_backbone
 from trainer.index import BadShard
@@ -21,7 +22,7 @@ from trainer.pictures import draw_curves, draw_epoch, read_shown, title_of
 from trainer.progress import WAITS, Progress, log_metrics, memory_line, refuse
 from trainer.ranks import Word
 from trainer.samples import Batch, samples_now
-from trainer.setup import Options, Setup
+from trainer.setup import Setup
 from trainer.state import training_state
 from trainer.stops import Stop
 from trainer.task import TERMS, losses_of, on_device

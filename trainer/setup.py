@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import click
 import numpy as np
 import torch
 
-from trainer.artifacts import sha256_of_file, write_json
+from trainer.artifacts import write_json
 from trainer.cache import Cache, default_bytes, default_folder
 from trainer.checkpoint import CheckpointRecord, restore
-from trainer.choices import Arch, Components, Loss, Matching, Schedule
+from trainer.config import Options, config_of
 from trainer.dataset import Dataset
 from trainer.errors import TrainerError
 from trainer.initial import RECENTRE_IMAGES, begin_with, recentre, some_of
@@ -21,59 +20,22 @@ from trainer.ledger import Ledger, epoch_lines, ledger_from, write_ledger
 from trainer.metrics import MetricsLog
 from trainer.models import build_model
 from trainer.norms import Norms, norms_of
-from trainer.order import DEFAULT_WINDOW_SHARDS, Order, default_holdout, train_counts
+from trainer.order import Order, train_counts
 from trainer.ranks import Ranks
 from trainer.run import (
     RUN_FILE,
     Config,
-    Duration,
     Run,
     new_run,
     previous_run,
     refuse_other_run,
 )
 from trainer.rundir import RunDir
-from trainer.schedule import End, end_of, last_step
+from trainer.schedule import End, end_of
 from trainer.shards import read_normals
 from trainer.step import Cut, own_parts
 from trainer.storage import Storage, is_remote, local_path
-from trainer.task import Task, make_task, needs_normals, pick_device, pick_precision
-
-
-@dataclass(frozen=True)
-class Options:
-    """The command's options as given; None where the default depends on dataset or machine."""
-
-    data: str
-    out: str
-    loss: Loss
-    arch: Arch
-    duration: Duration
-    matching: Matching = "nearest"
-    components: Components = "all"
-    init: Path | None = None
-    size_px: int | None = None
-    batch_size: int = 64
-    micro_batches: int | None = None
-    window_shards: int = DEFAULT_WINDOW_SHARDS
-    lr: float = 3e-4
-    schedule: Schedule = "constant"
-    warmup_steps: int = 0
-    ema: float | None = None
-    seed: int = 0
-    holdout: int | None = None
-    precision: str = "auto"
-    device: str = "auto"
-    compile: str = "auto"
-    workers: int | None = None
-    checkpoint_every: int | None = None
-    keep: int = 2
-    tensorboard: bool = False
-    cache: Path | None = None
-    cache_bytes: int | None = None
-    decoded_bytes: int = 0
-    max_bad_ratio: float = 0.0
-
+from trainer.task import Task, make_task, needs_normals, pick_device
 
 Tensors = list[torch.Tensor]
 
@@ -129,14 +91,12 @@ def set_up(
     config = run.config
     order = order_of(dataset, config)
     torch.manual_seed(config.seed)
-    model = build_model(config.arch, outputs_of(dataset)).to(device)
-    model = model.to(memory_format=torch.channels_last)  # 1.15 times faster
+    model = network(config, dataset, device)
     if options.init is not None:
         begin_with(model, config.arch, options.init)
     averaged = None
     if config.ema is not None:
-        averaged = build_model(config.arch, outputs_of(dataset)).to(device)
-        averaged = averaged.to(memory_format=torch.channels_last)
+        averaged = network(config, dataset, device)
         averaged.load_state_dict(model.state_dict())
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
     resumed = restored(place, config, model, optimizer, averaged, ranks)
@@ -153,11 +113,7 @@ def set_up(
     ledger = ledger_from(resumed, order.train_samples)
     log = None
     if place is not None:  # nothing was refused
-        write_run(place, run)
-        if resumed is not None:  # the newest may have been damaged, and its ledger with it
-            lines = epoch_lines(ledger, resumed.samples_seen)
-            write_ledger(place.folder, order, lines, resumed.quarantined)
-        log = MetricsLog(place.folder, resumed.metrics_bytes if resumed else 0, options.tensorboard)
+        log = opened(place, run, order, ledger, resumed, options.tensorboard)
     return Setup(
         ranks=ranks,
         place=place,
@@ -183,6 +139,28 @@ def set_up(
         resumed=resumed,
         max_bad_ratio=options.max_bad_ratio,
     )
+
+
+def network(config: Config, dataset: Dataset, device: torch.device) -> torch.nn.Module:
+    """A network with weights from torch's generator."""
+    model = build_model(config.arch, outputs_of(dataset)).to(device)
+    return model.to(memory_format=torch.channels_last)  # 1.15 times faster
+
+
+def opened(
+    place: RunDir,
+    run: Run,
+    order: Order,
+    ledger: Ledger,
+    resumed: CheckpointRecord | None,
+    tensorboard: bool,
+) -> MetricsLog:
+    """The run folder's files as they were at the checkpoint, and its log."""
+    write_run(place, run)
+    if resumed is not None:  # the newest may have been damaged, and its ledger with it
+        lines = epoch_lines(ledger, resumed.samples_seen)
+        write_ledger(place.folder, order, lines, resumed.quarantined)
+    return MetricsLog(place.folder, resumed.metrics_bytes if resumed else 0, tensorboard)
 
 
 def pairs_of(averaged: torch.nn.Module | None, model: torch.nn.Module) -> Pairs:
@@ -224,92 +202,6 @@ def described(
             "one; start fewer processes, or a new --out with more --micro-batches"
         )
     return run
-
-
-def config_of(
-    options: Options, dataset: Dataset, device: torch.device, world: int, before: Run | None
-) -> Config:
-    """The options with every default filled in; TrainerError where they do not fit together.
-
-    Where the machine decides, a resumed run keeps what the first machine decided.
-    """
-    precision = options.precision
-    if precision == "auto":
-        precision = before.config.precision if before else pick_precision(device)
-    holdout = default_holdout(dataset.samples) if options.holdout is None else options.holdout
-    if holdout >= dataset.samples:
-        raise TrainerError(
-            f"--holdout {holdout}: of {dataset.samples} samples none is left to train on"
-        )
-    refuse_loss(options.loss, dataset)
-    if options.init is not None and not options.init.is_file():
-        raise TrainerError(f"--init {options.init}: no such file; give safetensors weights")
-    if options.init is not None and dataset.contents == "labels":
-        raise TrainerError(
-            f"--init {options.init}: a labelled dataset keeps no normals to recentre batch norms "
-            "on; train from scratch"
-        )
-    if options.loss not in ("direct", "sum"):
-        for name, value, default in (
-            ("--matching", options.matching, "nearest"),
-            ("--components", options.components, "all"),
-        ):
-            if value != default:
-                raise TrainerError(f"{name} {value}: of --loss direct or sum alone")
-    parts = options.micro_batches
-    if parts is None:
-        parts = before.config.micro_batches if before else world
-    if parts > options.batch_size:
-        what, less = f"--micro-batches {parts}", "give fewer"
-        if options.micro_batches is None:
-            what = f"{RUN_FILE} has {parts} micro-batches" if before else f"{parts} processes"
-            less = "give another --out" if before else "start fewer"
-        raise TrainerError(
-            f"{what}: a batch of {options.batch_size} cannot be cut so often; {less}, or a larger "
-            "--batch-size"
-        )
-    return Config(
-        loss=options.loss,
-        matching=options.matching,
-        components=options.components,
-        arch=options.arch,
-        init_sha256=None if options.init is None else sha256_of_file(options.init),
-        size_px=options.size_px or dataset.image.size_px,
-        batch_size=options.batch_size,
-        micro_batches=parts,
-        window_shards=options.window_shards,
-        lr=options.lr,
-        schedule=options.schedule,
-        warmup_steps=options.warmup_steps,
-        total_steps=total_steps(options, dataset.samples - holdout),
-        ema=options.ema,
-        seed=options.seed,
-        holdout=holdout,
-        precision=precision,
-    )
-
-
-def total_steps(options: Options, train_samples: int) -> int | None:
-    """Where a cosine ends; None for a constant rate."""
-    if options.schedule == "constant":
-        return None
-    steps = last_step(end_of(options.duration, train_samples), options.batch_size)
-    if steps is None:
-        raise TrainerError("--schedule cosine: its end must be known; give --epochs or --steps")
-    if options.warmup_steps >= steps:
-        raise TrainerError(
-            f"--warmup-steps {options.warmup_steps}: the cosine ends after {steps} steps; give "
-            "fewer, or a longer run"
-        )
-    return steps
-
-
-def refuse_loss(loss: Loss, dataset: Dataset) -> None:
-    """TrainerError for a task that the dataset has no answers for."""
-    labelled = dataset.contents == "labels"
-    if (loss == "cross_entropy") != labelled:
-        holds, task = ("classes", "classify") if labelled else ("parameters", "parameters")
-        raise TrainerError(f"--data: the dataset holds {holds}; train on it with --task {task}")
 
 
 def outputs_of(dataset: Dataset) -> int:

@@ -18,6 +18,7 @@ import click
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from trainer.config import Options
 from trainer.dataset import read_dataset
 from trainer.feed import Feed, feeding
 from trainer.ledger import Indices
@@ -28,7 +29,7 @@ from trainer.rundir import run_dir
 from trainer.samples import Batch
 from trainer.saving import draw_epochs_end, finish, save
 from trainer.schedule import decay_at, lr_at
-from trainer.setup import Options, Setup, cache_of, set_up, write_run
+from trainer.setup import Setup, cache_of, set_up, write_run
 from trainer.step import batch_samples, padded, weights_of
 from trainer.stops import Stop, Stopped, stop_signals
 from trainer.storage import open_storage

@@ -163,8 +163,10 @@ class Runner:
             self.dataset(experiment.data)
         steps = [step for step in record.steps if step.exit_code == 0]
         made = {step.command for step in steps}
-        for argv in todo:
+        for number, argv in enumerate(todo, 1):
             if shlex.join(argv) not in made:
+                # One echo, for arms that run side by side.
+                click.echo(f"{arm.name}: {number} of {len(todo)}: {shlex.join(argv)}")
                 steps.append(self(argv, folder / "log.txt"))
             well = steps[-1].exit_code == 0
             record = record.model_copy(update={"steps": steps, "done": well and argv is todo[-1]})
@@ -227,6 +229,7 @@ def run_arms(place: Place, arms: Sequence[Arm], jobs: int) -> list[ArmRecord]:
     Arms that take others' runs wait for them. Ctrl-C and SIGTERM end all with their checkpoints;
     the same call goes on.
     """
+    click.echo(f"Each arm's log, with its rate and time left: {place.runs / 'arms'}/ARM/log.txt")
     runner = Runner(place, jobs)
     runner.products()
     before = signal.signal(signal.SIGTERM, _interrupt)
