@@ -39,7 +39,7 @@ ONLY = click.option("--only", metavar="A,B", help="Only these arms; default: all
 @click.option(
     "--data",
     "photographs",
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    type=FOLDER,
     required=True,
     help="Folder of photographs: normals/KIND/, inspection/CATEGORY/, weights/.",
 )

@@ -113,14 +113,14 @@ class Runner:
 
     def products(self) -> None:
         """The procedural products, and links to every category."""
-        if not (self.place.products / "demo.json").is_file():
-            self._ready(commands.demo_data(self.place))
-        links = {name: self.place.products / name for name in commands.PRODUCTS}
         inspection = self.place.photographs / "inspection"
         if not inspection.is_dir():
             raise EvaluatorError(
                 f"{inspection}: no such folder; give --data FOLDER, which holds it"
             )
+        if not (self.place.products / "demo.json").is_file():
+            self._ready(commands.demo_data(self.place))
+        links = {name: self.place.products / name for name in commands.PRODUCTS}
         links |= {path.name: path for path in inspection.iterdir() if path.is_dir()}
         link_all(self.place.inspection, links)
 
