@@ -19,6 +19,7 @@ DEMO_EVALUATE ?=
 # Photographs: normals/KIND/, inspection/CATEGORY/ (layout of MVTec AD), weights/.
 DATA ?= photographs
 RUNS ?= runs/evidence
+RESULTS ?= data_manifests/results
 ONLY ?=
 
 .PHONY: demo test bench lint evidence
@@ -41,7 +42,7 @@ test: $(VENV)/installed-dev
 evidence: $(VENV)/installed-all
 	$(BIN)/evaluator evidence run --data "$(DATA)" --runs "$(RUNS)" $(if $(ONLY),--only "$(ONLY)") \
 	  $(if $(ONLY),,|| failed=$$?; \
-	  $(BIN)/evaluator evidence collect --data "$(DATA)" --runs "$(RUNS)"; exit $${failed:-$$?})
+	  $(BIN)/evaluator evidence collect --data "$(DATA)" --runs "$(RUNS)" --results "$(RESULTS)"; exit $${failed:-$$?})
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python -m tests.benchmarks

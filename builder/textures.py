@@ -7,6 +7,7 @@ Every texture is a function of (seed, number) alone.
 from __future__ import annotations
 
 import io
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -148,14 +149,19 @@ def make_textures(
                 f"{out}: holds textures of seed {before.seed} and {before.size_px} px, asked for "
                 f"seed {seed} and {size_px} px; delete the folder or name another one"
             )
-    surplus = [path for path in out.glob("*/*.png") if int(path.stem) >= count]
+    elif out.is_dir() and any(out.iterdir()):
+        raise BuilderError(
+            f"{out}: is not empty and holds no {RECORD}: not a folder of textures; give another one"
+        )
+    drawn = [path for path in out.glob("*/*.png") if re.fullmatch(r"\d{6}", path.stem)]
+    surplus = [path for path in drawn if int(path.stem) >= count]
     if surplus:
         raise BuilderError(
             f"{out}: holds {len(surplus)} textures beyond --count {count}; give another folder"
         )
+    write_json(out / RECORD, record)
     with atomic_file(out / "LICENSE.txt") as file:
         file.write(LICENSE.encode())
-    write_json(out / RECORD, record)
     paths = [out / _name(number) for number in range(count)]
     todo = [number for number, path in enumerate(paths) if not path.is_file()]
     tasks = [partial(_write, out / _name(number), size_px, seed, number) for number in todo]

@@ -14,7 +14,12 @@ SPEC = Path(__file__).parent.parent / "builder" / "SHARDS.md"
 
 def spec_json() -> list[dict[str, object]]:
     blocks = re.findall(r"^```json\n(.*?)^```", SPEC.read_text(), re.S | re.M)
-    return [json.loads(block) for block in blocks]
+    return [json.loads(block, object_pairs_hook=without_repeats) for block in blocks]
+
+
+def without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    assert len(dict(pairs)) == len(pairs), "a key stands twice"
+    return dict(pairs)
 
 
 def test_spec_example_is_a_dataset():

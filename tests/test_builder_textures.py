@@ -97,3 +97,11 @@ def test_textures_are_none_of_the_products(tmp_path: Path) -> None:
     drawn = [texture(number, size_px=48, seed=0).astype(float) for number in range(60)]
     assert len(parts) == 6
     assert min(np.abs(a - b).mean() for a in parts for b in drawn) > 8
+
+
+def test_folder_of_other_pictures_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "metal").mkdir()
+    (tmp_path / "metal" / "img_a.png").touch()
+    with pytest.raises(BuilderError, match=r"is not empty and holds no textures\.json"):
+        make_textures(tmp_path, count=4, size_px=32, jobs=1)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["img_a.png", "metal"]

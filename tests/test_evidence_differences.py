@@ -11,9 +11,9 @@ from evaluator.evidence.differences import (
     Noise,
     difference,
     differences,
+    group_score,
     half_interval,
     noise_of,
-    paired_noise,
     pooled_noise,
 )
 from evaluator.evidence.gathered import Scored
@@ -87,18 +87,16 @@ def test_noise_of_a_side_is_its_kinds() -> None:
 def test_arms_that_share_their_runs_are_paired_by_seed() -> None:
     base = result_of("base", [80, 90], [90, 90])  # the runs are far apart
     x = result_of("x", [82, 94], [91, 93], train=False, runs="base", baseline="base")
-    y = result_of("y", [79, 89], [91, 93], train=False, runs="base", baseline="base")
     other = result_of("z", [10, 90], [91, 93], baseline="base")  # runs of its own
-    # Differences 2 and 4: squares 1 + 1; -1 and -1: none. Two degrees of freedom.
-    paired = paired_noise([base, x, y, other], ["a"], "pixel_auroc")
-    assert paired == Noise(1, 2)
-    wide = difference(other, base, "c", ["a"], "pixel_auroc", {"resnet18": Noise(900, 3)}, paired)
-    one = difference(x, base, "c", ["a"], "pixel_auroc", {"resnet18": Noise(900, 3)}, paired)
+    pooled = {"resnet18": Noise(900, 3)}
+    wide = difference(other, base, "c", ["a"], "pixel_auroc", pooled)
+    one = difference(x, base, "c", ["a"], "pixel_auroc", pooled)
     assert one.difference == 3
-    # Variance 2 of the images with 1 degree of freedom, 1 / 2 of the seeds with 2.
-    freedom = 2.5**2 / (2**2 / 1 + 0.5**2 / 2)
-    assert freedom == pytest.approx(1.5152, abs=1e-4)
-    assert one.high - one.difference == pytest.approx(5.933 * 2.5**0.5, rel=2e-3)
+    # Variance 2 of the images with 1 degree of freedom; differences 2 and 4 of the seeds: 2 / 2, 1.
+    freedom = 3**2 / (2**2 / 1 + 1**2 / 1)
+    assert freedom == 1.8
+    t = 4.7949  # of Student's distribution with 1.8 degrees of freedom, 97.5 %
+    assert one.high - one.difference == pytest.approx(t * 3**0.5, rel=2e-3)
     assert one.high - one.low < (wide.high - wide.low) / 3
 
 
@@ -124,3 +122,14 @@ def test_differences_are_corrected_over_all_arms_of_a_group() -> None:
     assert y.p_holm == pytest.approx(max(y.p, x.p_holm))
     assert x.distinct
     assert not y.distinct
+
+
+def test_mean_of_categories_is_that_of_those_with_masks() -> None:
+    x = result_of("x", [92, 94], [91, 93])
+    plain = x.scores["a", "pixel_auroc"]
+    other = Scored(plain.seeds - 10, plain.sds, plain.draws - 2, plain.without)
+    x.scores["b", "pixel_auroc"] = other
+    assert list(group_score(x, ["a", "b"], "pixel_auroc").seeds) == [87, 89]
+    assert list(group_score(x, ["a", "b"], "pixel_auroc").draws) == [90, 92]
+    assert list(group_score(x, ["a", "b", "no masks"], "pixel_auroc").seeds) == [87, 89]
+    assert group_score(x, ["no masks"], "pixel_auroc") is None

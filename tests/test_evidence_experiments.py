@@ -152,6 +152,25 @@ def test_experiment_that_cannot_be_meant(experiments, name, more, said) -> None:
     assert "\n" not in caught.value.message
 
 
+def test_seed_may_stand_in_options_of_training(experiments: Path) -> None:
+    more = TRAINED.format(steps=7, textures=0).replace(
+        '"direct"', '"direct", "--init", "{data}/{seed}"'
+    )
+    write_arm(experiments, "20-direct.toml", more)
+    words = commands.pretrain(
+        Place(experiments, Path("photos"), Path("runs")), read_arms(experiments)[1], 3
+    )
+    assert words[words.index("--init") + 1] == "photos/3"
+
+
+def test_pictured_arm_must_not_show_photographs(experiments: Path) -> None:
+    write_arm(experiments, "20-direct.toml", TRAINED.format(steps=7, textures=2))
+    with pytest.raises(
+        EvaluatorError, match="pictured is 'direct', which is painted on photographs"
+    ):
+        read_questions(experiments, read_arms(experiments))
+
+
 def test_experiment_without_a_comment_is_refused(experiments: Path) -> None:
     path = write_arm(experiments, "20-a.toml", 'backbone = "x"')
     path.write_text(path.read_text().split("\n", 1)[1])

@@ -18,10 +18,17 @@ from PIL import Image
 from builder.demo import make_demo_data
 from evaluator.cli import main
 from evaluator.errors import EvaluatorError
-from evaluator.evidence.commands import Place
+from evaluator.evidence.commands import Place, inspection_links
 from evaluator.evidence.experiment import read_arms
-from evaluator.evidence.run import ArmRecord, Runner, Stopped, inputs_of, read_record
-from evaluator.evidence.tables import _without
+from evaluator.evidence.record import (
+    ArmRecord,
+    Step,
+    inputs_of,
+    new_record,
+    read_record,
+    record_path,
+)
+from evaluator.evidence.run import Runner, Stopped
 
 from .evidence_files import RECIPE, TRAINED, small_experiments, write_arm, write_photographs
 
@@ -51,6 +58,7 @@ def test_evidence_runs_fails_goes_on_and_is_collected(experiments: Path, tmp_pat
         experiments, "10-random.toml", f'backbone = "random:resnet18:{{seed}}"\npadim = [{LITTLE}]'
     )
     trained = f"padim = [{LITTLE}]\n" + TRAINED.format(steps=2, textures=2)
+    trained = trained.replace('["kind"]', "[]")  # its pictures are shown
     write_arm(experiments, "20-direct.toml", trained)
     wrong = TRAINED.format(steps=2, textures=0).replace('"resnet18"', '"resnet19"')
     write_arm(experiments, "30-wrong.toml", wrong)
@@ -113,6 +121,7 @@ def test_evidence_runs_fails_goes_on_and_is_collected(experiments: Path, tmp_pat
 
 
 def test_print_prints_and_runs_nothing(experiments: Path, tmp_path: Path) -> None:
+    (tmp_path / "photographs/inspection").mkdir(parents=True)
     result = run(experiments, tmp_path, "run", "--print")
     assert result.exit_code == 0
     assert "builder demo-data" in result.output
@@ -147,12 +156,96 @@ def test_recipe_that_was_changed_is_noticed(experiments: Path, tmp_path: Path) -
         steps=[],
         done=True,
     )
-    path = tmp_path / "arm.json"
+    path = record_path(place, direct)
+    path.parent.mkdir(parents=True)
     path.write_text(record.model_dump_json())
-    assert read_record(place, direct, path) == record
+    assert read_record(place, direct) == record
     (experiments / "recipes/small.toml").write_text(RECIPE + "max_abs_rho = 0.5\n")
     with pytest.raises(EvaluatorError, match=r"direct: recipe small\.toml changed since"):
-        read_record(place, direct, path)
+        read_record(place, direct)
+
+
+def test_weights_that_were_changed_are_noticed(experiments: Path, tmp_path: Path) -> None:
+    place = Place(experiments, tmp_path / "photographs", tmp_path / "runs")
+    place.inspection.mkdir(parents=True)
+    weights = place.photographs / "weights/a.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"one")
+    write_arm(experiments, "10-random.toml", 'backbone = "{data}/weights/a.safetensors,arch=x"')
+    [arm] = read_arms(experiments)
+    record = new_record(place, arm)
+    assert sorted(record.inputs) == ["DATA/weights/a.safetensors", "categories"]
+    record_path(place, arm).parent.mkdir(parents=True)
+    record_path(place, arm).write_text(record.model_dump_json())
+    weights.write_bytes(b"other")
+    with pytest.raises(EvaluatorError, match=r"random: DATA/weights/a\.safetensors changed since"):
+        read_record(place, arm)
+
+
+def test_more_seeds_and_categories_keep_what_was_trained(experiments: Path, tmp_path: Path) -> None:
+    text = TRAINED.format(steps=7, textures=2)
+    write_arm(experiments, "20-direct.toml", text)
+    place = Place(experiments, tmp_path / "photographs", tmp_path / "runs")
+    place.inspection.mkdir(parents=True)
+    runner = Runner(place, 1)
+    direct = read_arms(experiments)[1]
+    lines = ["trainer pretrain 0", "trainer pretrain 1", "evaluator padim"]
+    steps = [Step(command=line, commit="c", seconds=1, exit_code=0, last_line="") for line in lines]
+    record = new_record(place, direct).model_copy(update={"steps": steps, "done": True})
+    record_path(place, direct).parent.mkdir(parents=True)
+    record_path(place, direct).write_text(record.model_dump_json())
+    assert runner._record(direct) == record
+    write_arm(experiments, "20-direct.toml", "seeds = [0, 1, 2]\n" + text)
+    (place.inspection / "bolt").mkdir()
+    direct = read_arms(experiments)[1]
+    kept = runner._record(direct)
+    assert [step.command for step in kept.steps] == lines[:2]
+    assert not kept.done
+    assert kept.inputs["categories"] == "bolt"
+    assert kept.experiment["seeds"] == [0, 1, 2]
+    with pytest.raises(EvaluatorError, match="run `evaluator evidence run` again"):
+        read_record(place, direct)
+    write_arm(experiments, "20-direct.toml", text.replace('"7"', '"8"'))
+    with pytest.raises(
+        EvaluatorError, match=r"20-direct\.toml changed since .*; remove its folder"
+    ):
+        runner._record(read_arms(experiments)[1])
+
+
+def test_shared_names_and_hidden_folders(experiments: Path, tmp_path: Path) -> None:
+    place = Place(experiments, tmp_path / "photographs", tmp_path / "runs")
+    for name in ("tire", ".ipynb_checkpoints"):
+        (place.photographs / "inspection" / name).mkdir(parents=True)
+    assert sorted(inspection_links(place)) == ["plank", "plate", "terrazzo", "tire"]
+    (place.photographs / "inspection" / "plate").mkdir()
+    with pytest.raises(EvaluatorError, match="inspection/plate: a procedural product has that"):
+        inspection_links(place)
+
+
+def test_kinds_that_are_missing_are_named_before_anything_is_drawn(
+    experiments: Path, tmp_path: Path
+) -> None:
+    write_arm(experiments, "20-direct.toml", TRAINED.format(steps=7, textures=0))
+    (tmp_path / "photographs/inspection/tire").mkdir(parents=True)
+    result = run(experiments, tmp_path, "run")
+    assert result.exit_code == 1
+    assert "photographs/normals: no folder kind; add it, or name other `normals`" in result.output
+    assert not (tmp_path / "runs/products").exists()
+
+
+def test_printed_commands_link_what_they_read(experiments: Path, tmp_path: Path) -> None:
+    write_arm(experiments, "20-direct.toml", TRAINED.format(steps=7, textures=0))
+    write_arm(experiments, "30-layer1.toml", 'runs = "direct"\npadim = ["--layers", "layer1"]')
+    (tmp_path / "photographs/inspection/tire").mkdir(parents=True)
+    lines = run(experiments, tmp_path, "run", "--print", "--only", "layer1").output.splitlines()
+    made = [line.split()[-1] for line in lines if line.startswith("ln -sfn ")]
+    runs = tmp_path / "runs"
+    assert [str(runs / "inspection" / n) for n in ("plank", "plate", "terrazzo", "tire")] == made[
+        :4
+    ]
+    [build] = [line.split() for line in lines if line.startswith("builder build")]
+    assert made[4:] == [build[build.index("--normals") + 1] + "/kind"]
+    assert sum(line.startswith("trainer pretrain") for line in lines) == 2  # direct's, for layer1
 
 
 def test_a_signal_ends_commands_once_and_starts_no_other(experiments: Path, tmp_path: Path) -> None:
@@ -179,11 +272,12 @@ def test_a_signal_ends_commands_once_and_starts_no_other(experiments: Path, tmp_
 
 
 def test_commands_are_written_without_this_machines_folders() -> None:
-    folders = {"data": "DATA", "runs/evidence": "RUNS"}
+    place = Place(Path("data_manifests/experiments"), Path("data"), Path("runs/evidence"))
     command = "trainer pretrain --data runs/evidence/datasets/data --x data/w data_manifests/a"
-    assert _without(folders, command) == (
+    assert place.named(command) == (
         "trainer pretrain --data RUNS/datasets/data --x DATA/w data_manifests/a"
     )
+    assert place.named("Error: runs/evidence: is locked") == "Error: RUNS: is locked"
 
 
 def test_unknown_arm_is_named_with_the_nearest(experiments: Path, tmp_path: Path) -> None:

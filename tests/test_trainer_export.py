@@ -109,6 +109,7 @@ def test_backbone_json_typed_by_hand(tmp_path: Path) -> None:
             "init_sha256": None,
             "restated_images": None,
             "restated_size_px": None,
+            "restated_dataset_sha256": None,
         },
         "metrics": {"train_loss": 0.5, "holdout_loss": None},
     }

@@ -192,6 +192,8 @@ def test_restated_backbone_has_the_statistics_of_the_normals(
     assert changed == {"running_mean", "running_var", "num_batches_tracked"}
     training = json.loads((tmp_path / "new/backbone.json").read_text())["training"]
     assert training["restated_size_px"] == 48
+    content = json.loads((dataset / "dataset.json").read_text())["content_sha256"]
+    assert training["restated_dataset_sha256"] == content
     # The first batch norm sees a plain convolution of the images.
     from trainer.cache import Cache, default_bytes, default_folder
     from trainer.dataset import read_dataset
@@ -216,6 +218,15 @@ def test_restate_refuses_what_is_no_finished_run(dataset: Path, tmp_path: Path) 
     result = ran("restate", tmp_path, "--data", dataset, "--out", tmp_path / "new")
     assert result.exit_code == 1
     assert result.output.startswith(f"Error: {tmp_path}: holds no backbone.json")
+
+
+def test_restate_refuses_a_run_that_is_still_training(
+    finished: Path, dataset: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    result = ran("restate", finished / "run", "--data", dataset, "--out", tmp_path)
+    assert result.exit_code == 1
+    assert "holds a run's own backbone; give another folder" in result.output
 
 
 def test_restate_refuses_to_write_over_the_run(finished: Path, dataset: Path) -> None:

@@ -77,6 +77,7 @@ class Training(Model):
         default=None, ge=1, description="normals that batch norm statistics were taken anew from"
     )
     restated_size_px: int | None = Field(default=None, ge=1)
+    restated_dataset_sha256: Sha256 | None = Field(default=None, description="of those normals")
 
 
 class Metrics(Model):

@@ -19,6 +19,7 @@ from trainer.errors import TrainerError
 from trainer.export import BACKBONE_FILE, WEIGHTS_FILE, Backbone, write_backbone
 from trainer.initial import begin_with, some_of
 from trainer.models import ARCHITECTURES, build_model
+from trainer.run import RUN_FILE
 from trainer.shards import read_normals
 from trainer.storage import open_storage
 from trainer.task import resized, to_signed
@@ -52,10 +53,11 @@ def restate(run: Path, data: str, out: Path, *, size_px: int | None, images: int
     table = torch.from_numpy(some_of(read_normals(storage, cache, dataset), images))
     if len(table) < 2:
         raise TrainerError(f"--data {data}: one normal photograph; statistics take two at least")
-    if (out / BACKBONE_FILE).exists():
-        before = read_json(Backbone, out / BACKBONE_FILE)
-        if before.training.restated_images is None:
-            raise TrainerError(f"--out {out}: holds a run's own backbone; give another folder")
+    own = (out / RUN_FILE).exists()
+    if not own and (out / BACKBONE_FILE).exists():
+        own = read_json(Backbone, out / BACKBONE_FILE).training.restated_images is None
+    if own:
+        raise TrainerError(f"--out {out}: holds a run's own backbone; give another folder")
     edge = size_px or dataset.image.size_px
     for norm in norms:
         norm.reset_running_stats()
@@ -69,7 +71,11 @@ def restate(run: Path, data: str, out: Path, *, size_px: int | None, images: int
     state = {k: v.contiguous() for k, v in model.state_dict().items() if not k.startswith(head)}
     bytes_ = save(state, {"format": "semiformula-backbone"})
     training = backbone.training.model_copy(
-        update={"restated_images": whole, "restated_size_px": edge}
+        update={
+            "restated_images": whole,
+            "restated_size_px": edge,
+            "restated_dataset_sha256": dataset.content_sha256,
+        }
     )
     weights = backbone.weights.model_copy(
         update={"bytes": len(bytes_), "sha256": sha256_of(bytes_)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from evaluator.artifacts import write_bytes
+from evaluator.artifacts import sha256_of, write_bytes
 from evaluator.errors import EvaluatorError
 from evaluator.evidence import commands
 from evaluator.evidence.commands import Place
@@ -50,8 +51,8 @@ def collect(place: Place, arms: list[Arm], out: Path) -> str:
     pictures = _pictures(place, questions, results, out)
     titles = {arm.name: arm.experiment.title for arm in arms}
     of_chosen = [one for one in found if one.categories == "chosen"]
-    if of_chosen:
-        for metric in METRICS[:2]:
+    for metric in METRICS[:2]:
+        if any(one.metric == metric for one in of_chosen):
             name = f"differences-{metric}.png"
             write_bytes(out / name, bars(of_chosen, metric, titles))
             pictures.append(name)
@@ -60,7 +61,7 @@ def collect(place: Place, arms: list[Arm], out: Path) -> str:
         for name, members in groups.items()
         for metric in METRICS
     }
-    text = page(questions, arms, results, others, found, noises, pictures)
+    text = page(questions, arms, results, others, found, noises, pictures, _photographs(results[0]))
     write_bytes(out / "README.md", text.encode())
     told = sum(one.distinct for one in of_chosen)
     return (
@@ -71,8 +72,13 @@ def collect(place: Place, arms: list[Arm], out: Path) -> str:
 
 def _seen(result: Result) -> tuple[object, ...]:
     """What pairs the draws of two arms: the very same photographs under the same protocol."""
-    photographs = [(record.category, record.sha256) for record in result.report.categories]
-    return (*photographs, result.report.protocol_sha256)
+    return (_photographs(result), result.report.protocol_sha256)
+
+
+def _photographs(result: Result) -> str:
+    """A short name of the photographs and masks that were evaluated."""
+    evaluated = [(record.category, record.sha256) for record in result.report.categories]
+    return sha256_of(json.dumps(evaluated).encode())[:16]
 
 
 def _pictures(

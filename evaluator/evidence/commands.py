@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from evaluator.errors import EvaluatorError
 from evaluator.evidence.experiment import Arm, Data, recipe_path
 
 SEEDS_OF_PADIM = 5
@@ -53,9 +55,42 @@ class Place:
         """PaDiM's report of an arm: one backbone a seed."""
         return self.runs / "arms" / arm / "report"
 
+    def named(self, text: str) -> str:
+        """A command or message with this machine's folders written RUNS, DATA and EXPERIMENTS."""
+        folders = {
+            str(self.runs): "RUNS",
+            str(self.photographs): "DATA",
+            str(self.experiments): "EXPERIMENTS",
+        }
+        for folder in sorted(folders, key=len, reverse=True):  # one may lie in another
+            text = re.sub(rf"(?<![\w./-]){re.escape(folder)}(?=[/:\s]|$)", folders[folder], text)
+        return text
+
 
 def _digest(*what: object) -> str:
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:8]
+
+
+def inspection_links(place: Place) -> dict[str, Path]:
+    """Every category that is evaluated, by name: the procedural products, and those of DATA."""
+    inspection = place.photographs / "inspection"
+    if not inspection.is_dir():
+        raise EvaluatorError(f"{inspection}: no such folder; give --data FOLDER, which holds it")
+    links = {name: place.products / name for name in PRODUCTS}
+    for path in sorted(inspection.iterdir()):
+        if path.name in links:
+            raise EvaluatorError(f"{path}: a procedural product has that name; rename the folder")
+        if path.is_dir() and not path.name.startswith("."):
+            links[path.name] = path
+    return links
+
+
+def normals_links(place: Place, data: Data) -> dict[str, Path]:
+    """Every folder of normal images that a dataset is painted on, by name."""
+    links = {name: place.photographs / "normals" / name for name in data.normals}
+    if data.textures:
+        links["textures"] = place.textures(data.textures)
+    return links
 
 
 def demo_data(place: Place) -> list[str]:
@@ -85,7 +120,7 @@ def pretrain(place: Place, arm: Arm, seed: int) -> list[str]:
     return [
         *("trainer", "pretrain", "--data", str(place.dataset(data))),
         *("--out", str(place.run(arm.name, seed)), "--seed", str(seed), "--workers", "1"),
-        *(option.format(data=place.photographs) for option in options),
+        *(option.format(data=place.photographs, seed=seed) for option in options),
     ]
 
 

@@ -51,11 +51,14 @@ class Difference:
 
 
 def group_score(result: Result, categories: Sequence[str], metric: Metric) -> Scored | None:
-    """The mean over categories, seed by seed and draw by draw; None where one has no such score."""
+    """The mean over the categories that have such a score, seed by seed and draw by draw.
+
+    Those without masks have no pixel scores; None where all are such.
+    """
     parts = [result.scores.get((category, metric)) for category in categories]
-    if not parts or any(part is None for part in parts):
-        return None
     known = [part for part in parts if part is not None]
+    if not known:
+        return None
     return Scored(
         seeds=np.mean([part.seeds for part in known], axis=0),
         sds=np.mean([part.sds for part in known], axis=0),
@@ -95,26 +98,15 @@ def noise_of(result: Result, score: Scored, pooled: Mapping[str, Noise]) -> Nois
     return own if trained is None or own.variance > trained.variance else trained
 
 
-def paired_noise(
-    results: Sequence[Result], categories: Sequence[str], metric: Metric
-) -> Noise | None:
-    """The variance between seeds of the difference of two arms that share their training runs.
+def paired_noise(x: Scored, y: Scored) -> Noise | None:
+    """The variance between seeds of x minus y, two views of the same training runs; or None.
 
-    Pooled over all arms that are compared with the arm whose runs they take; None where none are.
+    Not pooled over arms: those that share runs are not independent, nor equally noisy.
     """
-    by_name = {result.arm.name: result for result in results}
-    squares, freedom = 0.0, 0
-    for result in results:
-        baseline = by_name.get(result.arm.experiment.baseline or "")
-        if baseline is None or not shares_runs(result, baseline):
-            continue
-        x, y = group_score(result, categories, metric), group_score(baseline, categories, metric)
-        if x is None or y is None or len(x.seeds) != len(y.seeds) or len(x.seeds) < 2:
-            continue
-        pairs = x.seeds - y.seeds
-        squares += float(((pairs - pairs.mean()) ** 2).sum())
-        freedom += len(pairs) - 1
-    return Noise(squares / freedom, freedom) if freedom else None
+    pairs = x.seeds - y.seeds
+    if len(pairs) < 2:
+        return None
+    return Noise(float(np.var(pairs, ddof=1)), len(pairs) - 1)
 
 
 def shares_runs(arm: Result, baseline: Result) -> bool:
@@ -134,15 +126,14 @@ def difference(
     categories: Sequence[str],
     metric: Metric,
     pooled: Mapping[str, Noise],
-    paired: Noise | None = None,
 ) -> Difference | None:
     """One difference with its interval and p, before Holm's correction.
 
     Variance: that of the paired bootstrap draws, plus `noise_of` each side over its number of
     seeds. Student's t with Satterthwaite's degrees of freedom; the images' part has those of the
     jackknife, by kind of image, for few of a kind make the bootstrap too sure of itself. Of arms
-    that share their training runs the seeds are paired too: `paired` takes the place of both sides'
-    noise. NaN and p = 1 where no run was made twice.
+    that share their training runs the seeds are paired too: `paired_noise` takes the place of both
+    sides'. NaN and p = 1 where no run was made twice.
     """
     x, y = group_score(arm, categories, metric), group_score(baseline, categories, metric)
     if x is None or y is None:
@@ -150,7 +141,7 @@ def difference(
     value = x.value - y.value
     sides = [(noise_of(arm, x, pooled), x), (noise_of(baseline, y, pooled), y)]
     if shares_runs(arm, baseline):
-        sides = [(paired, x)]
+        sides = [(paired_noise(x, y), x)]
     known = [
         (noise.variance / len(side.seeds), noise.freedom)
         for noise, side in sides
@@ -218,13 +209,12 @@ def differences(results: Sequence[Result], groups: Mapping[str, Sequence[str]]) 
     for name, categories in groups.items():
         for metric in METRICS:
             pooled = pooled_noise(results, categories, metric)
-            paired = paired_noise(results, categories, metric)
             family = []
             for result in results:
                 baseline = by_name.get(result.arm.experiment.baseline or "")
                 if baseline is None:
                     continue
-                one = difference(result, baseline, name, categories, metric, pooled, paired)
+                one = difference(result, baseline, name, categories, metric, pooled)
                 if one is not None:
                     family.append(one)
             corrected = holm([one.p for one in family])

@@ -18,7 +18,7 @@ from evaluator.cells import cell_statistics
 from evaluator.compare import Resampled, resample
 from evaluator.evidence.commands import Place
 from evaluator.evidence.experiment import Arm
-from evaluator.evidence.run import ARM_FILE, ArmRecord, read_record
+from evaluator.evidence.record import ArmRecord, read_record, record_path
 from evaluator.report import Bootstrap, Metric, Report
 
 METRICS: tuple[Metric, ...] = ("pixel_auroc", "aupro_30", "image_auroc")
@@ -71,23 +71,23 @@ def gather(place: Place, arms: Sequence[Arm]) -> tuple[list[Result], dict[str, s
     """The arms that are done, and of each other one what became of it."""
     results, others = [], {}
     for arm in tqdm(arms, unit="arm", disable=None):
-        path = place.runs / "arms" / arm.name / ARM_FILE
-        if not path.is_file():
+        if not record_path(place, arm).is_file():
             others[arm.name] = "not run"
             continue
-        record = read_record(place, arm, path)
+        record = read_record(place, arm)
         if record.done:
             results.append(_result(place, arm, record))
         else:
             last = record.steps[-1] if record.steps else None
             failed = last is not None and last.exit_code != 0
-            others[arm.name] = f"failed: {last.last_line}" if failed and last else "not finished"
+            said = place.named(last.last_line) if last else ""
+            others[arm.name] = f"failed: {said}" if failed else "not finished"
     return results, others
 
 
 def records(place: Place, arms: Sequence[Arm]) -> dict[str, ArmRecord]:
     """The records of the arms that were begun, by name."""
-    paths = {arm.name: place.runs / "arms" / arm.name / ARM_FILE for arm in arms}
+    paths = {arm.name: record_path(place, arm) for arm in arms}
     return {name: read_json(ArmRecord, path) for name, path in paths.items() if path.is_file()}
 
 

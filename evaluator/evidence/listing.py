@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from evaluator.errors import EvaluatorError
 from evaluator.evidence import commands
@@ -13,7 +14,7 @@ from evaluator.evidence.experiment import Arm
 
 
 def selected(arms: Sequence[Arm], names: Sequence[str] | None) -> list[Arm]:
-    """The arms of these names, in their own order; all where none are given."""
+    """The arms of these names and those whose runs they take, in order; without names all."""
     if names is None:
         return list(arms)
     known = [arm.name for arm in arms]
@@ -22,18 +23,22 @@ def selected(arms: Sequence[Arm], names: Sequence[str] | None) -> list[Arm]:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]}?" if near else f" ({', '.join(known)})"
             raise EvaluatorError(f"--only: no arm {name!r}{hint}")
-    return [arm for arm in arms if arm.name in names]
+    sources = {arm.experiment.runs for arm in arms if arm.name in names}
+    return [arm for arm in arms if arm.name in names or arm.name in sources]
 
 
 def command_lines(place: Place, arms: Sequence[Arm]) -> Iterator[str]:
     """Every command of the arms in order, each arm under a line with its name."""
     yield shlex.join(commands.demo_data(place))
+    yield from _linked(place.inspection, commands.inspection_links(place))
     for arm in arms:
         experiment = arm.experiment
         yield f"# {arm.name}: {experiment.title}"
         if experiment.data is not None:
             if experiment.data.textures:
                 yield shlex.join(commands.textures(place, experiment.data.textures))
+            links = commands.normals_links(place, experiment.data)
+            yield from _linked(place.normals(experiment.data), links)
             yield shlex.join(commands.build(place, experiment.data))
         for seed in experiment.seeds:
             if experiment.train is not None:
@@ -41,3 +46,9 @@ def command_lines(place: Place, arms: Sequence[Arm]) -> Iterator[str]:
             elif experiment.restate is not None:
                 yield shlex.join(commands.restate(place, arm, seed))
         yield shlex.join(commands.padim(place, arm))
+
+
+def _linked(folder: Path, links: Mapping[str, Path]) -> Iterator[str]:
+    yield shlex.join(["mkdir", "-p", str(folder)])
+    for name, target in links.items():
+        yield shlex.join(["ln", "-sfn", str(target.absolute()), str(folder / name)])

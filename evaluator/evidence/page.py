@@ -21,8 +21,9 @@ def page(
     found: Sequence[Difference],
     noises: Mapping[tuple[str, Metric], Mapping[str, Noise]],
     pictures: Sequence[str],
+    photographs: str,
 ) -> str:
-    """README.md of the results folder."""
+    """README.md of the results folder; `photographs` names those that were evaluated."""
     categories = results[0].categories
     untouched = [name for name in categories if name in questions.untouched]
     parts = [
@@ -32,6 +33,7 @@ def page(
         "`../experiments/questions.toml`, its numbers those of `arms.csv` (every score with the "
         "hashes of dataset, weights and protocol, seeds, commit and command), `differences.csv` "
         "and `commands.csv`.",
+        f"Photographs evaluated: `{photographs}`.",
         _method(
             questions, categories, noises["chosen", "pixel_auroc"], len(results[0].report.seeds)
         ),
@@ -53,9 +55,12 @@ def page(
             f"## {question.title}",
             f"**Asked.** {question.asked.strip()}",
             _differences(own, found, titles, untouched),
-            f"**Saw.** {question.saw.strip()}",
-            f"**Changed.** {question.changed.strip()}",
         ]
+        if questions.photographs in (None, photographs):
+            parts += [f"**Saw.** {question.saw.strip()}"]
+            parts += [f"**Changed.** {question.changed.strip()}"]
+        else:
+            parts.append("Nothing is written yet about these photographs.")
     shown = {
         "losses.png": "Training loss over images seen",
         "figure5.png": f"Figure 5: held-out images of the arm `{questions.pictured}`, and what its "
@@ -87,9 +92,9 @@ def _method(
         f"{SETTINGS.draws:,} paired bootstrap draws of the test images, and the variance between "
         "training seeds, pooled over all trained arms of a network (standard deviation of one "
         f"run's pixel AUROC, mean of the chosen categories: {spread}; random weights: their own "
-        "where that is larger; arms that share the baseline's runs: that of the paired "
-        "differences), Student's t. **Bold**: told apart from the baseline after Holm's correction "
-        "over all arms."
+        "where that is larger; arms that share the baseline's runs: that of their own paired "
+        "differences), Student's t. A mean of pixel scores is that of the categories with masks. "
+        "**Bold**: told apart from the baseline after Holm's correction over all arms."
     )
 
 

@@ -29,6 +29,9 @@ class Questions(Model):
     format: Literal["semiformula-questions"]
     format_version: Literal[1]
     introduction: str
+    photographs: str | None = Field(
+        default=None, description="as the page names the photographs that `saw` is written about"
+    )
     untouched: list[str]
     products: list[str] = Field(
         description="the procedural categories, whose pictures may be shown"
@@ -57,4 +60,10 @@ def read_questions(folder: Path, arms: list[Arm]) -> Questions:
     for name in (*questions.shown, questions.pictured):
         if name not in names:
             raise EvaluatorError(f"{path}: no arm is called {name!r}")
+    data = next(arm.experiment.data for arm in arms if arm.name == questions.pictured)
+    if data is not None and data.normals:
+        raise EvaluatorError(
+            f"{path}: pictured is {questions.pictured!r}, which is painted on photographs; name an "
+            "arm of textures alone, whose pictures anyone may see"
+        )
     return questions

@@ -13,45 +13,19 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from types import FrameType
-from typing import Literal
 
 import click
-from pydantic import Field
 
-from evaluator.artifacts import Model, read_json, sha256_of, write_json
+from evaluator.artifacts import read_json, write_json
 from evaluator.errors import EvaluatorError
 from evaluator.evidence import commands
 from evaluator.evidence.commands import Place
-from evaluator.evidence.experiment import Arm, Data, recipe_path
-from evaluator.report import ExportedBackbone
-
-ARM_FILE = "arm.json"
+from evaluator.evidence.experiment import Arm, Data
+from evaluator.evidence.record import ArmRecord, Step, commit, new_record, record_path, refuse_other
 
 
 class Stopped(Exception):
     """The evidence run was asked to end; what this command did goes on with the next one."""
-
-
-class Step(Model):
-    """One command of an arm, the commit it ran at, and what became of it."""
-
-    command: str
-    commit: str
-    seconds: float
-    exit_code: int
-    last_line: str
-
-
-class ArmRecord(Model):
-    """`arm.json`: the commands that made an arm, also where one of them failed."""
-
-    format: Literal["semiformula-evidence-arm"]
-    format_version: Literal[1]
-    arm: str
-    experiment: dict[str, object]
-    inputs: dict[str, str] = Field(description="hashes of recipe, categories and borrowed weights")
-    steps: list[Step]
-    done: bool
 
 
 class Runner:
@@ -59,7 +33,6 @@ class Runner:
 
     def __init__(self, place: Place, jobs: int) -> None:
         self.place, self.jobs = place, jobs
-        self.commit = commit()
         self._data = threading.Lock()  # shared by arms: made once, and with all cores
         self._starting = threading.Lock()  # none starts beside `stop`
         self._stopped = False
@@ -69,11 +42,14 @@ class Runner:
         """End what runs, with the one signal that makes the trainer write a checkpoint."""
         with self._starting:
             self._stopped = True
-            for process in self._running:
+            running = set(self._running)
+            for process in running:
                 process.terminate()
+        for process in running:
+            process.wait()
 
     def __call__(self, argv: Sequence[str], log: Path, all_cores: bool = False) -> Step:
-        """Run one command; its output goes to `log`. Raises KeyboardInterrupt once stopped."""
+        """Run one command; its output goes to `log`. Raises Stopped once stopped."""
         threads = max(1, len(os.sched_getaffinity(0)) // (1 if all_cores else self.jobs))
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -85,6 +61,7 @@ class Runner:
             with self._starting:
                 if self._stopped:
                     raise Stopped
+                imported = commit()  # now: a long run may see the checkout change
                 process = subprocess.Popen(
                     [sys.executable, "-m", *argv],
                     stdin=subprocess.DEVNULL,
@@ -105,7 +82,7 @@ class Runner:
         said = log.read_bytes()[at:].decode("utf-8", "replace").strip().splitlines()
         return Step(
             command=shlex.join(argv),
-            commit=self.commit,
+            commit=imported,
             seconds=round(time.perf_counter() - started, 1),
             exit_code=code,
             last_line=said[-1][:300] if said else "",
@@ -113,15 +90,9 @@ class Runner:
 
     def products(self) -> None:
         """The procedural products, and links to every category."""
-        inspection = self.place.photographs / "inspection"
-        if not inspection.is_dir():
-            raise EvaluatorError(
-                f"{inspection}: no such folder; give --data FOLDER, which holds it"
-            )
+        links = commands.inspection_links(self.place)
         if not (self.place.products / "demo.json").is_file():
             self._ready(commands.demo_data(self.place))
-        links = {name: self.place.products / name for name in commands.PRODUCTS}
-        links |= {path.name: path for path in inspection.iterdir() if path.is_dir()}
         link_all(self.place.inspection, links)
 
     def dataset(self, data: Data) -> None:
@@ -129,15 +100,9 @@ class Runner:
         with self._data:
             if (self.place.dataset(data) / "dataset.json").is_file():
                 return
-            links = {name: self.place.photographs / "normals" / name for name in data.normals}
-            for path in links.values():
-                if not path.is_dir():
-                    raise EvaluatorError(f"{path}: no such folder; give --data FOLDER")
             if data.textures:
-                drawn = self.place.textures(data.textures)
                 self._ready(commands.textures(self.place, data.textures))
-                links["textures"] = drawn
-            link_all(self.place.normals(data), links)
+            link_all(self.place.normals(data), commands.normals_links(self.place, data))
             self._ready(commands.build(self.place, data))
 
     def _ready(self, argv: Sequence[str]) -> None:
@@ -147,9 +112,9 @@ class Runner:
 
     def arm(self, arm: Arm) -> ArmRecord:
         """Train and evaluate one arm; what an earlier run finished is not done again."""
-        folder = self.place.runs / "arms" / arm.name
         experiment = arm.experiment
-        record = self._record(folder, arm)
+        path = record_path(self.place, arm)
+        record = self._record(arm)
         if record.done:
             return record
         todo = []
@@ -165,78 +130,64 @@ class Runner:
         made = {step.command for step in steps}
         for number, argv in enumerate(todo, 1):
             if shlex.join(argv) not in made:
-                # One echo, for arms that run side by side.
                 click.echo(f"{arm.name}: {number} of {len(todo)}: {shlex.join(argv)}")
-                steps.append(self(argv, folder / "log.txt"))
+                steps.append(self(argv, path.parent / "log.txt"))
             well = steps[-1].exit_code == 0
             record = record.model_copy(update={"steps": steps, "done": well and argv is todo[-1]})
-            write_json(folder / ARM_FILE, record)
+            write_json(path, record)
             if not well:
                 break
         return record
 
-    def _record(self, folder: Path, arm: Arm) -> ArmRecord:
-        path = folder / ARM_FILE
-        if path.is_file():
-            return read_record(self.place, arm, path)
-        return ArmRecord(
-            format="semiformula-evidence-arm",
-            format_version=1,
-            arm=arm.name,
-            experiment=arm.experiment.made_of(),
-            inputs=inputs_of(self.place, arm),
-            steps=[],
-            done=False,
-        )
-
-
-def read_record(place: Place, arm: Arm, path: Path) -> ArmRecord:
-    """The record of an arm; EvaluatorError when it was made of anything else than today's."""
-    record = read_json(ArmRecord, path)
-    what = [] if record.experiment == arm.experiment.made_of() else [str(arm.path)]
-    now = inputs_of(place, arm)
-    what += [
-        key for key in sorted({*now, *record.inputs}) if now.get(key) != record.inputs.get(key)
-    ]
-    if what:
-        raise EvaluatorError(
-            f"{arm.name}: {', '.join(what)} changed since {path} was written; remove that folder "
-            "to make the arm again"
-        )
-    return record
-
-
-def inputs_of(place: Place, arm: Arm) -> dict[str, str]:
-    """What an arm is made of beside its experiment, by name: hashes, and the categories."""
-    experiment = arm.experiment
-    found = {"categories": ", ".join(sorted(path.name for path in place.inspection.iterdir()))}
-    if experiment.data is not None:
-        recipe = recipe_path(place.experiments, experiment.data)
-        found[f"recipe {recipe.name}"] = sha256_of(recipe.read_bytes())
-    if experiment.runs is not None:
-        for seed in experiment.seeds:
-            run = place.run(experiment.runs, seed)
-            if not (run / "backbone.json").is_file():
-                raise EvaluatorError(f"{arm.name}: {run} is not there; its arm has to be run first")
-            exported = read_json(ExportedBackbone, run / "backbone.json")
-            found[f"weights of {experiment.runs}, seed {seed}"] = exported.weights.sha256
-    return found
+    def _record(self, arm: Arm) -> ArmRecord:
+        path, now = record_path(self.place, arm), new_record(self.place, arm)
+        if not path.is_file():
+            return now
+        before = read_json(ArmRecord, path)
+        if before.experiment != now.experiment or before.inputs != now.inputs:
+            refuse_other(self.place, arm, before, evaluation=False)
+            trained = [step for step in before.steps if not step.command.startswith("evaluator ")]
+            return now.model_copy(update={"steps": trained})
+        return before
 
 
 def run_arms(place: Place, arms: Sequence[Arm], jobs: int) -> list[ArmRecord]:
     """Run arms, `jobs` at a time, in their order; an arm that fails stops no other.
 
-    Arms that take others' runs wait for them. Ctrl-C and SIGTERM end all with their checkpoints;
-    the same call goes on.
+    Arms that take others' runs wait for them. Ctrl-C, SIGTERM and SIGHUP end all with their
+    checkpoints; the same call goes on.
     """
     click.echo(f"Each arm's log, with its rate and time left: {place.runs / 'arms'}/ARM/log.txt")
     runner = Runner(place, jobs)
-    runner.products()
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    refuse_missing_normals(place, arms)
+    numbers = [signal.SIGTERM, signal.SIGHUP]
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number in numbers:
+        if before[number] is not signal.SIG_IGN:  # nohup's
+            signal.signal(number, _interrupt)
     try:
+        runner.products()
         return _run_all(runner, arms)
+    except KeyboardInterrupt:
+        runner.stop()
+        raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number in numbers:
+            signal.signal(number, before[number])
+
+
+def refuse_missing_normals(place: Place, arms: Sequence[Arm]) -> None:
+    """EvaluatorError for kinds of normal images that arms paint on and DATA does not hold."""
+    missing: dict[str, str] = {}
+    for arm in arms:
+        for kind in arm.experiment.data.normals if arm.experiment.data else []:
+            if not (place.photographs / "normals" / kind).is_dir():
+                missing.setdefault(kind, str(arm.path))
+    if missing:
+        raise EvaluatorError(
+            f"{place.photographs / 'normals'}: no folder {', '.join(missing)}; add it, or name "
+            f"other `normals` in {next(iter(missing.values()))} and the others that name it"
+        )
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -270,7 +221,7 @@ def _run_all(runner: Runner, arms: Sequence[Arm]) -> list[ArmRecord]:
                         f"about {left:.0f} left)"
                     )
         except KeyboardInterrupt:
-            runner.stop()
+            runner.stop()  # before the pool waits for its threads, and they for their commands
             pool.shutdown(cancel_futures=True)
             raise
     return records
@@ -288,20 +239,3 @@ def link_all(folder: Path, links: dict[str, Path]) -> None:
                 f"{link}: leads to {link.resolve()}, --data has {target.absolute()}; give the same "
                 "--data, or other --runs"
             )
-
-
-def commit() -> str:
-    """The checkout's commit, with `+` where files differ from it; `unknown` outside one."""
-    here = Path(__file__).parent
-
-    def git(*argv: str) -> str:
-        result = subprocess.run(
-            ["git", *argv], cwd=here, capture_output=True, text=True, check=False
-        )
-        return result.stdout.strip() if result.returncode == 0 else ""
-
-    head = git("rev-parse", "HEAD")
-    if not head:
-        return "unknown"
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", "../..")
-    return head + ("+" if changed else "")

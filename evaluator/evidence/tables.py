@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 
@@ -13,7 +12,7 @@ from evaluator.evidence.commands import Place
 from evaluator.evidence.differences import Difference
 from evaluator.evidence.experiment import Arm
 from evaluator.evidence.gathered import METRICS, Result
-from evaluator.evidence.run import ArmRecord
+from evaluator.evidence.record import ArmRecord
 
 
 def arms_csv(results: Sequence[Result]) -> str:
@@ -27,7 +26,6 @@ def arms_csv(results: Sequence[Result]) -> str:
     ]
     for result in results:
         backbones = result.report.backbones
-        trained = result.arm.experiment.train is not None
         for category in result.categories:
             for metric in METRICS:
                 score = result.scores.get((category, metric))
@@ -48,11 +46,19 @@ def arms_csv(results: Sequence[Result]) -> str:
                             export.dataset.content_sha256 if export else "",
                             backbones[index].weights_sha256,
                             result.report.protocol_sha256,
-                            result.record.steps[index if trained else -1].commit,
+                            _commit(result, seed),
                             f"make evidence ONLY={result.arm.name}",
                         ]
                     )
     return _csv(rows)
+
+
+def _commit(result: Result, seed: int) -> str:
+    """Of the command that made the weights; of the evaluation where that is another arm's."""
+    steps = result.record.steps
+    own = f"/arms/{result.arm.name}/seed{seed}"
+    made = [step for step in steps if own in step.command and step is not steps[-1]]
+    return (made or steps)[-1].commit
 
 
 def differences_csv(found: Sequence[Difference]) -> str:
@@ -79,35 +85,27 @@ def differences_csv(found: Sequence[Difference]) -> str:
 def commands_csv(place: Place, arms: Sequence[Arm], records: Mapping[str, ArmRecord]) -> str:
     """A line for each command that ran, of all arms, also of those that failed.
 
-    The folders of this machine are written RUNS, DATA and EXPERIMENTS.
+    What arms share comes first, without an arm: it ran when the first of them needed it.
     """
+    begun = [arm for arm in arms if arm.name in records]
+    shared = [commands.demo_data(place)]
+    for data in (arm.experiment.data for arm in begun):
+        if data is not None and data.textures:
+            shared.append(commands.textures(place, data.textures))
+        if data is not None:
+            shared.append(commands.build(place, data))
     rows = [["arm", "commit", "seconds", "exit_code", "command"]]
-    folders = {
-        str(place.runs): "RUNS",
-        str(place.photographs): "DATA",
-        str(place.experiments): "EXPERIMENTS",
-    }
-    for arm in arms:
-        if arm.name not in records:
-            continue
-        if arm.experiment.data is not None:  # shared by arms: by whichever came first
-            built = _without(folders, shlex.join(commands.build(place, arm.experiment.data)))
-            rows.append([arm.name, "", "", "", built])
-        rows += [
-            [
-                *(arm.name, step.commit, f"{step.seconds:.0f}", str(step.exit_code)),
-                _without(folders, step.command),
-            ]
-            for step in records[arm.name].steps
+    lines = dict.fromkeys(place.named(shlex.join(argv)) for argv in shared)
+    rows += [["", "", "", "", line] for line in lines]
+    rows += [
+        [
+            *(arm.name, step.commit, f"{step.seconds:.0f}", str(step.exit_code)),
+            place.named(step.command),
         ]
+        for arm in begun
+        for step in records[arm.name].steps
+    ]
     return _csv(rows)
-
-
-def _without(folders: Mapping[str, str], command: str) -> str:
-    """A command with the beginnings of its paths replaced, those of longer folders first."""
-    for folder in sorted(folders, key=len, reverse=True):
-        command = re.sub(rf"(?<![\w./-]){re.escape(folder)}(?=/|\s|$)", folders[folder], command)
-    return command
 
 
 def _csv(rows: Sequence[Sequence[str]]) -> str:
