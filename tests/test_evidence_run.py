@@ -105,19 +105,28 @@ def test_evidence_runs_fails_goes_on_and_is_collected(experiments: Path, tmp_pat
         with Image.open(results / name) as picture:
             assert picture.width > 100
     lines = rows_of(results / "commands.csv")
-    assert {line["arm"] for line in lines} == {"random", "direct", "wrong", "layer1"}
+    assert {line["arm"] for line in lines} == {"", "random", "direct", "wrong", "layer1"}
+    shared = [line["command"].split()[:2] for line in lines if not line["arm"]]
+    builder = [["builder", name] for name in ("demo-data", "textures", "build", "build")]
+    assert shared == builder
     assert not any(str(tmp_path) in line["command"] for line in lines)
 
-    # What is done is not done again; what failed is, and may be mended.
-    log = (tmp_path / "runs/arms/direct/log.txt").read_bytes()
+    # What is done is not done again; what failed is, and may be mended; seeds may be added.
+    log = (tmp_path / "runs/arms/direct/log.txt").read_text()
     write_arm(experiments, "30-wrong.toml", TRAINED.format(steps=1, textures=0))
     again = run(experiments, tmp_path, "run", "--only", "direct,wrong")
     assert again.exit_code == 1
     assert "30-wrong.toml changed since" in again.output
+    assert (tmp_path / "runs/arms/direct/log.txt").read_text() == log
     shutil.rmtree(tmp_path / "runs/arms/wrong")
+    write_arm(experiments, "20-direct.toml", "seeds = [0, 1, 2]\n" + trained)
     again = run(experiments, tmp_path, "run", "--only", "direct,wrong")
     assert again.exit_code == 0, again.output
-    assert (tmp_path / "runs/arms/direct/log.txt").read_bytes() == log
+    more = (tmp_path / "runs/arms/direct/log.txt").read_text().removeprefix(log)
+    ran = [line.split()[1:3] for line in more.splitlines() if line.startswith("$ ")]
+    assert ran == [["trainer", "pretrain"], ["evaluator", "padim"]]
+    report = json.loads((tmp_path / "runs/arms/direct/report/report.json").read_text())
+    assert [one["name"] for one in report["backbones"]] == ["direct-0", "direct-1", "direct-2"]
 
 
 def test_print_prints_and_runs_nothing(experiments: Path, tmp_path: Path) -> None:
