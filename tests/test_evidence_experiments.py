@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from builder.cli import main as builder_main
 from builder.recipe import load_recipe
+from evaluator.cli import main as evaluator_main
 from evaluator.errors import EvaluatorError
 from evaluator.evidence import commands
 from evaluator.evidence.commands import Place
@@ -86,6 +87,19 @@ def test_shipped_experiment_trains_shrunk(arm, little: Path, shrunk, tmp_path: P
     words += ["--batch-size", "4", "--device", "cpu", "--precision", "fp32"]
     trained = CliRunner().invoke(trainer_main, words)
     assert trained.exit_code == 0, trained.output
+
+
+@pytest.mark.parametrize("arm", ARMS, ids=lambda arm: arm.name)
+def test_shipped_experiment_is_typed_as_its_commands_take_it(arm, little: Path, tmp_path) -> None:
+    (tmp_path / "inspection").mkdir()
+    place = Place(SHIPPED, little, tmp_path)
+    _, name, *words = commands.padim(place, arm)
+    padim = evaluator_main.commands[name].make_context(name, words)  # exits where click refuses
+    assert set((padim.params["layers"] or "layer1").split(",")) <= {"layer1", "layer2", "layer3"}
+    if arm.experiment.restate is not None:
+        _, name, *words = commands.restate(place, arm, 0)
+        place.run(arm.experiment.runs, 0).mkdir(parents=True)
+        trainer_main.commands[name].make_context(name, words)
 
 
 # Experiments as files

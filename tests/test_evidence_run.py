@@ -6,6 +6,9 @@ import csv
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -278,6 +281,27 @@ def test_a_signal_ends_commands_once_and_starts_no_other(experiments: Path, tmp_
     assert len(said) == 1
     with pytest.raises(Stopped):
         runner(["http.server"], tmp_path / "log.txt")
+
+
+def test_a_lost_terminal_leaves_no_command_behind(experiments: Path, tmp_path: Path) -> None:
+    (tmp_path / "photographs/inspection").mkdir(parents=True)
+    words = ["--experiments", experiments, "--data", tmp_path / "photographs"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "evaluator", "evidence", "run", *words, "--runs", tmp_path / "runs"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    products = tmp_path / "runs/products"
+    while not products.is_dir():  # being drawn
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGHUP)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    running = subprocess.run(["pgrep", "-f", str(products)], capture_output=True, check=False)
+    assert running.stdout == b""
 
 
 def test_commands_are_written_without_this_machines_folders() -> None:
