@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import FrameType
 
@@ -154,8 +154,8 @@ class Runner:
 def run_arms(place: Place, arms: Sequence[Arm], jobs: int) -> list[ArmRecord]:
     """Run arms, `jobs` at a time, in their order; an arm that fails stops no other.
 
-    Arms that take others' runs wait for them. Ctrl-C, SIGTERM and SIGHUP end all with their
-    checkpoints; the same call goes on.
+    Arms that take others' runs begin when these are done. Ctrl-C, SIGTERM and SIGHUP end all with
+    their checkpoints; the same call goes on.
     """
     click.echo(f"Each arm's log, with its rate and time left: {place.runs / 'arms'}/ARM/log.txt")
     runner = Runner(place, jobs)
@@ -196,35 +196,43 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _run_all(runner: Runner, arms: Sequence[Arm]) -> list[ArmRecord]:
     records: list[ArmRecord] = []
-    own = [arm for arm in arms if arm.experiment.runs is None]
-    borrowing = [arm for arm in arms if arm.experiment.runs is not None]
+    names = {arm.name for arm in arms}
+    own = [arm for arm in arms if arm.experiment.runs not in names]
     started, count = time.perf_counter(), 0
     with ThreadPoolExecutor(runner.jobs) as pool:
         try:
-            for batch in (own, borrowing):
-                waiting = {pool.submit(runner.arm, arm): arm for arm in batch}
-                for future in as_completed(waiting):
+            waiting = {pool.submit(runner.arm, arm): arm for arm in own}
+            while waiting:
+                for future in wait(waiting, return_when=FIRST_COMPLETED).done:
                     count += 1
-                    arm = waiting[future]
-                    try:
-                        record = future.result()
-                    except (EvaluatorError, OSError) as error:
-                        said = error.message if isinstance(error, EvaluatorError) else str(error)
-                        click.echo(f"{arm.name}: {said}", err=True)
-                        continue
-                    records.append(record)
+                    arm = waiting.pop(future)
                     spent = (time.perf_counter() - started) / 60
                     left = spent / count * (len(arms) - count)
-                    state = "done" if record.done else f"FAILED: {record.steps[-1].last_line}"
+                    record, state = _outcome(future)
+                    if record is not None:
+                        records.append(record)
                     click.echo(
                         f"{arm.name}: {state} ({count} of {len(arms)}, {spent:.0f} min so far, "
                         f"about {left:.0f} left)"
                     )
+                    borrowing = [other for other in arms if other.experiment.runs == arm.name]
+                    waiting |= {pool.submit(runner.arm, other): other for other in borrowing}
         except KeyboardInterrupt:
             runner.stop()  # before the pool waits for its threads, and they for their commands
             pool.shutdown(cancel_futures=True)
             raise
     return records
+
+
+def _outcome(future: Future[ArmRecord]) -> tuple[ArmRecord | None, str]:
+    """The record of an arm, where there is one, and what became of the arm."""
+    try:
+        record = future.result()
+    except EvaluatorError as error:
+        return None, f"FAILED: {error.message}"
+    except OSError as error:
+        return None, f"FAILED: {error}"
+    return record, "done" if record.done else f"FAILED: {record.steps[-1].last_line}"
 
 
 def link_all(folder: Path, links: dict[str, Path]) -> None:
