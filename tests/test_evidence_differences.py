@@ -49,6 +49,16 @@ def test_noise_between_seeds_is_pooled_over_trained_arms() -> None:
     }
 
 
+def test_an_arm_that_hardly_converges_widens_its_own_interval_alone() -> None:
+    calm = [result_of(f"c{n}", [90, 90 + n % 3], [0, 0]) for n in range(12)]
+    wild = result_of("w", [40, 90], [0, 0])
+    pooled = pooled_noise([*calm, wild], ["a"], "pixel_auroc")
+    assert pooled == {"resnet18": Noise(pytest.approx((4 * 0.5 + 4 * 2) / 12), 12)}
+    assert noise_of(wild, wild.scores["a", "pixel_auroc"], pooled) == Noise(1250, 1)
+    assert noise_of(calm[0], calm[0].scores["a", "pixel_auroc"], pooled) == pooled["resnet18"]
+    assert noise_of(calm[2], calm[2].scores["a", "pixel_auroc"], pooled) == pooled["resnet18"]
+
+
 def test_interval_typed_by_hand() -> None:
     # Images: the differences 1 and 3 of the draws have variance 2. Without one of three good, or
     # of three defective images the differences are 0, 1, 2 (jackknife variance 4 / 3) and 0, 0, 0:

@@ -20,6 +20,7 @@ from evaluator.evidence.gathered import METRICS, Draws, Result, Scored
 from evaluator.report import Metric
 
 LEVEL = 0.95
+STANDS_OUT = 0.001  # p of the F test of one arm's variance against the others'
 
 
 @dataclass(frozen=True)
@@ -70,32 +71,70 @@ def group_score(result: Result, categories: Sequence[str], metric: Metric) -> Sc
 def pooled_noise(
     results: Sequence[Result], categories: Sequence[str], metric: Metric
 ) -> dict[str, Noise]:
-    """The variance between training seeds by architecture, over arms trained with several."""
-    squares: dict[str, float] = {}
-    freedom: dict[str, int] = {}
-    for result in results:
-        score = group_score(result, categories, metric)
-        if result.arm.experiment.train is None or score is None or len(score.seeds) < 2:
-            continue
-        squares[result.arch] = squares.get(result.arch, 0) + _squares(score)
-        freedom[result.arch] = freedom.get(result.arch, 0) + len(score.seeds) - 1
-    return {arch: Noise(squares[arch] / freedom[arch], freedom[arch]) for arch in squares}
+    """The variance between training seeds by architecture, over arms trained with several.
+
+    Without arms that stand out from the others, as one whose training hardly converges does: one
+    such would widen every interval.
+    """
+    scores = [
+        (result.arch, group_score(result, categories, metric))
+        for result in results
+        if result.arm.experiment.train is not None
+    ]
+    known: dict[str, list[Noise]] = {}
+    for arch, score in scores:
+        if score is not None and len(score.seeds) > 1:
+            known.setdefault(arch, []).append(_own(score))
+    return {arch: _pool(noises) for arch, noises in known.items()}
+
+
+def _pool(noises: list[Noise]) -> Noise:
+    while True:
+        alike = [
+            one
+            for index, one in enumerate(noises)
+            if not _stands_out(one, _sum(noises[:index] + noises[index + 1 :]))
+        ]
+        if len(alike) == len(noises):
+            return _sum(noises)
+        noises = alike
+
+
+def _sum(noises: Sequence[Noise]) -> Noise:
+    freedom = sum(one.freedom for one in noises)
+    squares = sum(one.variance * one.freedom for one in noises)
+    return Noise(squares / freedom if freedom else 0.0, freedom)
+
+
+def _own(score: Scored) -> Noise:
+    return Noise(float(np.var(score.seeds, ddof=1)), len(score.seeds) - 1)
+
+
+def _stands_out(own: Noise, others: Noise) -> bool:
+    """Whether a variance is larger than the others' by an F test at STANDS_OUT."""
+    if not others.variance > 0:
+        return False
+    ratio = own.variance / others.variance
+    return float(special.fdtrc(own.freedom, others.freedom, ratio)) < STANDS_OUT
 
 
 def noise_of(result: Result, score: Scored, pooled: Mapping[str, Noise]) -> Noise | None:
     """The variance between seeds of an arm's single run; None where nothing tells it.
 
-    Of trained arms the pooled one of their architecture; of random weights that or their own,
-    whichever is larger; 0 for weights from a file.
+    The pooled one of its architecture; the arm's own where that stands out, and of random weights
+    wherever it is larger; 0 for weights from a file.
     """
     spec = result.arm.experiment.backbone
     if spec is not None and "{seed}" not in spec:
         return Noise(0.0, 1)
     trained = pooled.get(result.arch)
-    if spec is None or len(score.seeds) < 2:
+    if len(score.seeds) < 2:
         return trained
-    own = Noise(_squares(score) / (len(score.seeds) - 1), len(score.seeds) - 1)
-    return own if trained is None or own.variance > trained.variance else trained
+    own = _own(score)
+    if trained is None:
+        return own if spec is not None else None
+    larger = own.variance > trained.variance if spec else _stands_out(own, trained)
+    return own if larger else trained
 
 
 def paired_noise(x: Scored, y: Scored) -> Noise | None:
@@ -104,19 +143,13 @@ def paired_noise(x: Scored, y: Scored) -> Noise | None:
     Not pooled over arms: those that share runs are not independent, nor equally noisy.
     """
     pairs = x.seeds - y.seeds
-    if len(pairs) < 2:
-        return None
-    return Noise(float(np.var(pairs, ddof=1)), len(pairs) - 1)
+    return Noise(float(np.var(pairs, ddof=1)), len(pairs) - 1) if len(pairs) > 1 else None
 
 
 def shares_runs(arm: Result, baseline: Result) -> bool:
     """Whether an arm is another view of its baseline's training runs, seed by seed."""
     same = arm.arm.experiment.seeds == baseline.arm.experiment.seeds
     return same and arm.arm.experiment.runs == baseline.arm.name
-
-
-def _squares(score: Scored) -> float:
-    return float(((score.seeds - score.value) ** 2).sum())
 
 
 def difference(

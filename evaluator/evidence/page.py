@@ -92,7 +92,8 @@ def _method(
         f"{SETTINGS.draws:,} paired bootstrap draws of the test images, and the variance between "
         "training seeds, pooled over all trained arms of a network (standard deviation of one "
         f"run's pixel AUROC, mean of the chosen categories: {spread}; random weights: their own "
-        "where that is larger; arms that share the baseline's runs: that of their own paired "
+        "where that is larger; trained arms: their own where it stands out from the others' by an "
+        "F test, p < 0.001; arms that share the baseline's runs: that of their own paired "
         "differences), Student's t. A mean of pixel scores is that of the categories with masks. "
         "**Bold**: told apart from the baseline after Holm's correction over all arms."
     )
