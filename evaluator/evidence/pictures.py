@@ -47,7 +47,7 @@ def bars(found: Sequence[Difference], metric: Metric, titles: dict[str, str]) ->
         fontsize=7.5,
     )
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_xlabel(f"{TITLES[metric]}, percentage points (dark: told apart after Holm)")
+    axes.set_xlabel(f"{TITLES[metric]}, percentage points\n(dark: told apart after Holm)")
     axes.grid(True, axis="x", alpha=0.3)
     axes.margins(y=0.01)
     return _png(figure)
