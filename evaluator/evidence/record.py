@@ -36,7 +36,7 @@ class ArmRecord(Model):
     format_version: Literal[1]
     arm: str
     experiment: dict[str, object]
-    inputs: dict[str, str] = Field(description="hashes of recipe, categories and borrowed weights")
+    inputs: dict[str, str] = Field(description="the categories; hashes of recipe and weights")
     steps: list[Step]
     done: bool
 

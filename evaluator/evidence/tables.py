@@ -57,7 +57,7 @@ def _commit(result: Result, seed: int) -> str:
     """Of the command that made the weights; of the evaluation where that is another arm's."""
     steps = result.record.steps
     own = f"/arms/{result.arm.name}/seed{seed}"
-    made = [step for step in steps if own in step.command and step is not steps[-1]]
+    made = [step for step in steps[:-1] if f"{own} " in f"{step.command} "]
     return (made or steps)[-1].commit
 
 
