@@ -166,6 +166,13 @@ def test_experiment_that_cannot_be_meant(experiments, name, more, said) -> None:
     assert "\n" not in caught.value.message
 
 
+def test_runs_that_come_later_are_refused(experiments: Path) -> None:
+    write_arm(experiments, "30-direct.toml", TRAINED.format(steps=7, textures=2))
+    write_arm(experiments, "20-layer1.toml", 'runs = "direct"')
+    with pytest.raises(EvaluatorError, match="runs is 'direct', which comes later"):
+        read_arms(experiments)
+
+
 def test_seed_may_stand_in_options_of_training(experiments: Path) -> None:
     more = TRAINED.format(steps=7, textures=0).replace(
         '"direct"', '"direct", "--init", "{data}/{seed}"'

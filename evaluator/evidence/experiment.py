@@ -125,6 +125,10 @@ def _check_source(arm: Arm, arms: list[Arm]) -> None:
         return
     if source.experiment.train is None:
         raise EvaluatorError(f"{arm.path}: runs is {source.name!r}, which trains nothing")
+    if source.path.name > arm.path.name:
+        raise EvaluatorError(
+            f"{arm.path}: runs is {source.name!r}, which comes later; give this a larger number"
+        )
     missing = set(arm.experiment.seeds) - set(source.experiment.seeds)
     if missing:
         raise EvaluatorError(f"{arm.path}: seed {min(missing)} is none of {source.name!r}'s")
