@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -291,6 +292,8 @@ def test_a_lost_terminal_leaves_no_command_behind(experiments: Path, tmp_path: P
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        # Tests under nohup ignore the signal, and hand that on.
+        preexec_fn=partial(signal.signal, signal.SIGHUP, signal.SIG_DFL),
     )
     products = tmp_path / "runs/products"
     while not products.is_dir():  # being drawn
