@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from evaluator.artifacts import sha256_of
 from evaluator.errors import EvaluatorError
 from evaluator.evidence.experiment import Arm, Data, recipe_path
 
@@ -68,11 +68,14 @@ class Place:
 
 
 def _digest(*what: object) -> str:
-    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:8]
+    return sha256_of(json.dumps(what).encode())[:8]
 
 
 def inspection_links(place: Place) -> dict[str, Path]:
-    """Every category that is evaluated, by name: the procedural products, and those of DATA."""
+    """Every category that is evaluated, by name: the procedural products, and those of DATA.
+
+    Raises EvaluatorError where DATA holds no `inspection`, or one with a product's name.
+    """
     inspection = place.photographs / "inspection"
     if not inspection.is_dir():
         raise EvaluatorError(f"{inspection}: no such folder; give --data FOLDER, which holds it")
@@ -160,3 +163,19 @@ def padim(place: Place, arm: Arm) -> list[str]:
         *("--features", str(place.runs / "features"), "--features-max", "8"),
         *("--bootstrap", "0", *backbones, *arm.experiment.padim),
     ]
+
+
+def of_data(place: Place, data: Data) -> list[list[str]]:
+    """All commands of a dataset, in order; the links of `normals_links` come before them."""
+    drawn = [textures(place, data.textures)] if data.textures else []
+    return [*drawn, build(place, data)]
+
+
+def of_arm(place: Place, arm: Arm) -> list[list[str]]:
+    """All commands of an arm whose dataset is there, in order; the last one evaluates."""
+    made = []
+    if arm.experiment.train is not None:
+        made = [pretrain(place, arm, seed) for seed in arm.experiment.seeds]
+    elif arm.experiment.restate is not None:
+        made = [restate(place, arm, seed) for seed in arm.experiment.seeds]
+    return [*made, padim(place, arm)]

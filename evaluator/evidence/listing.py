@@ -35,17 +35,10 @@ def command_lines(place: Place, arms: Sequence[Arm]) -> Iterator[str]:
         experiment = arm.experiment
         yield f"# {arm.name}: {experiment.title}"
         if experiment.data is not None:
-            if experiment.data.textures:
-                yield shlex.join(commands.textures(place, experiment.data.textures))
             links = commands.normals_links(place, experiment.data)
             yield from _linked(place.normals(experiment.data), links)
-            yield shlex.join(commands.build(place, experiment.data))
-        for seed in experiment.seeds:
-            if experiment.train is not None:
-                yield shlex.join(commands.pretrain(place, arm, seed))
-            elif experiment.restate is not None:
-                yield shlex.join(commands.restate(place, arm, seed))
-        yield shlex.join(commands.padim(place, arm))
+            yield from map(shlex.join, commands.of_data(place, experiment.data))
+        yield from map(shlex.join, commands.of_arm(place, arm))
 
 
 def _linked(folder: Path, links: Mapping[str, Path]) -> Iterator[str]:

@@ -100,10 +100,9 @@ class Runner:
         with self._data:
             if (self.place.dataset(data) / "dataset.json").is_file():
                 return
-            if data.textures:
-                self._ready(commands.textures(self.place, data.textures))
             link_all(self.place.normals(data), commands.normals_links(self.place, data))
-            self._ready(commands.build(self.place, data))
+            for argv in commands.of_data(self.place, data):
+                self._ready(argv)
 
     def _ready(self, argv: Sequence[str]) -> None:
         step = self(argv, self.place.runs / "data.log", all_cores=True)
@@ -112,20 +111,13 @@ class Runner:
 
     def arm(self, arm: Arm) -> ArmRecord:
         """Train and evaluate one arm; what an earlier run finished is not done again."""
-        experiment = arm.experiment
         path = record_path(self.place, arm)
         record = self._record(arm)
         if record.done:
             return record
-        todo = []
-        for seed in experiment.seeds:
-            if experiment.train is not None:
-                todo.append(commands.pretrain(self.place, arm, seed))
-            elif experiment.restate is not None:
-                todo.append(commands.restate(self.place, arm, seed))
-        todo.append(commands.padim(self.place, arm))
-        if experiment.data is not None:
-            self.dataset(experiment.data)
+        if arm.experiment.data is not None:
+            self.dataset(arm.experiment.data)
+        todo = commands.of_arm(self.place, arm)
         steps = [step for step in record.steps if step.exit_code == 0]
         made = {step.command for step in steps}
         for number, argv in enumerate(todo, 1):
@@ -166,11 +158,7 @@ def run_arms(place: Place, arms: Sequence[Arm], jobs: int) -> list[ArmRecord]:
         if before[number] is not signal.SIG_IGN:  # nohup's
             signal.signal(number, _interrupt)
     try:
-        runner.products()
         return _run_all(runner, arms)
-    except KeyboardInterrupt:
-        runner.stop()
-        raise
     finally:
         for number in numbers:
             signal.signal(number, before[number])
@@ -201,6 +189,7 @@ def _run_all(runner: Runner, arms: Sequence[Arm]) -> list[ArmRecord]:
     started, count = time.perf_counter(), 0
     with ThreadPoolExecutor(runner.jobs) as pool:
         try:
+            runner.products()
             waiting = {pool.submit(runner.arm, arm): arm for arm in own}
             while waiting:
                 for future in wait(waiting, return_when=FIRST_COMPLETED).done:

@@ -89,11 +89,9 @@ def commands_csv(place: Place, arms: Sequence[Arm], records: Mapping[str, ArmRec
     """
     begun = [arm for arm in arms if arm.name in records]
     shared = [commands.demo_data(place)]
-    for data in (arm.experiment.data for arm in begun):
-        if data is not None and data.textures:
-            shared.append(commands.textures(place, data.textures))
-        if data is not None:
-            shared.append(commands.build(place, data))
+    for arm in begun:
+        if arm.experiment.data is not None:
+            shared += commands.of_data(place, arm.experiment.data)
     rows = [["arm", "commit", "seconds", "exit_code", "command"]]
     lines = dict.fromkeys(place.named(shlex.join(argv)) for argv in shared)
     rows += [["", "", "", "", line] for line in lines]
