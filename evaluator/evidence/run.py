@@ -149,9 +149,10 @@ def run_arms(place: Place, arms: Sequence[Arm], jobs: int) -> list[ArmRecord]:
     Arms that take others' runs begin when these are done. Ctrl-C, SIGTERM and SIGHUP end all with
     their checkpoints; the same call goes on.
     """
+    commands.inspection_links(place)  # refuses a wrong DATA in the plainest words
+    refuse_missing_normals(place, arms)
     click.echo(f"Each arm's log, with its rate and time left: {place.runs / 'arms'}/ARM/log.txt")
     runner = Runner(place, jobs)
-    refuse_missing_normals(place, arms)
     numbers = [signal.SIGTERM, signal.SIGHUP]
     before = {number: signal.getsignal(number) for number in numbers}
     for number in numbers:
